@@ -1,0 +1,1 @@
+"""Deep equilibrium models small enough to prove theorems about."""

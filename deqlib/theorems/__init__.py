@@ -1,0 +1,23 @@
+"""The theorems of the book as objects that can be checked and broken.
+
+`THEOREMS` maps each label to its theorem, in the order of the book. The labels are the same as
+those of the theorem environments in the chapters; a test keeps the two sets equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deqlib.theorems.base import Hypothesis, Kind, Measurement, Theorem, Verdict, verify
+from deqlib.theorems.conservation_law import ConservationLaw
+from deqlib.theorems.linear_gradient import LinearGradient
+
+THEOREMS: dict[str, Theorem[Any]] = {
+    theorem.label: theorem
+    for theorem in (
+        LinearGradient(),
+        ConservationLaw(),
+    )
+}
+
+__all__ = ["THEOREMS", "Hypothesis", "Kind", "Measurement", "Theorem", "Verdict", "verify"]
