@@ -3,36 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from deqlib import linear
+from deqlib.dynamics import autograd
 from deqlib.linear import LinearDEQ
 from deqlib.theorems.base import Hypothesis, Measurement, Theorem
 
 EPS = torch.finfo(torch.float64).eps
-PICARD_STEPS = 5
+STEP = 1e-4
+"""Step of the central differences; their truncation error is measured, see `measure`."""
+
+
+class Model(NamedTuple):
+    """A forward map θ ↦ F and what is claimed to be the gradient of ½ tr((F−A)S(F−A)ᵀ)."""
+
+    forward: Callable[[LinearDEQ], Tensor]
+    gradient: Callable[[LinearDEQ, Tensor, Tensor], LinearDEQ]
 
 
 @dataclass(frozen=True)
 class Instance:
-    """A start, a problem, a direction to differentiate along, and the map that is trained."""
+    """A start θ, a problem (S, A), a direction to differentiate along, and a model."""
 
     theta: LinearDEQ
     S: Tensor
     A: Tensor
     towards: LinearDEQ
-    forward: Callable[[LinearDEQ], Tensor]
+    model: Model
 
 
 def truncated_map(theta: LinearDEQ) -> Tensor:
-    """F_k = U + W U + … + W^(k−1) U: the map after k Picard steps from zero."""
+    """F₅ = U + W U + … + W⁴ U: the map after five Picard steps from zero."""
     F = torch.zeros_like(theta.U)
-    for _ in range(PICARD_STEPS):
+    for _ in range(5):
         F = theta.W @ F + theta.U
     return F
+
+
+def least_norm_map(theta: LinearDEQ) -> Tensor:
+    """F = P⁺ U: of all solutions of P F ≈ U in least squares the shortest, P singular or not."""
+    return torch.linalg.pinv(linear.resolvent_inverse(theta), rtol=1e-12) @ theta.U
+
+
+def least_norm_gradient(theta: LinearDEQ, S: Tensor, A: Tensor) -> LinearDEQ:
+    """The theorem's formula with P⁺ in place of P⁻¹."""
+    F = least_norm_map(theta)
+    q = torch.linalg.pinv(linear.resolvent_inverse(theta), rtol=1e-12).mT @ (F - A) @ S
+    return LinearDEQ(W=q @ F.mT, U=q)
 
 
 class LinearGradient(Theorem[Instance]):
@@ -46,45 +68,96 @@ class LinearGradient(Theorem[Instance]):
         r"$\nabla_W L\,(I-W)^\top=\nabla_U L\,U^\top$."
     )
     hypotheses = {
-        "invertible": Hypothesis("I − W is invertible", necessary=True),
-        "exact-equilibrium": Hypothesis("the loss is evaluated at the exact equilibrium map F"),
+        "invertible": Hypothesis(r"$I-W$ is invertible."),
+        "exact-equilibrium": Hypothesis(r"The loss is evaluated at the exact equilibrium map $F$."),
     }
 
     def draw(self, generator: Generator, n: int) -> list[Instance]:
-        return [self._draw_one(generator, linear.equilibrium_map) for _ in range(n)]
+        exact = Model(linear.equilibrium_map, linear.gradient)
+        return [self._one(generator, exact) for _ in range(n)]
 
     @property
     def drop(self) -> dict[str, Callable[[Generator, int], list[Instance]]]:
-        return {
-            "exact-equilibrium": lambda generator, n: [
-                self._draw_one(generator, truncated_map) for _ in range(n)
-            ],
-            "invertible": self._draw_singular,
-        }
+        return {"invertible": self._singular, "exact-equilibrium": self._truncated}
 
-    def _draw_one(
-        self, generator: Generator, forward: Callable[[LinearDEQ], Tensor]
-    ) -> Instance:
-        p, d = (int(torch.randint(1, 6, (), generator=generator)) for _ in range(2))
+    def _one(self, generator: Generator, model: Model, least_p: int = 1) -> Instance:
+        p = int(torch.randint(least_p, 6, (), generator=generator))
+        d = int(torch.randint(1, 6, (), generator=generator))
         theta = linear.random_start(generator, p, d)
         X = torch.randn(4 * d, d, generator=generator, dtype=torch.float64)
         A = torch.randn(p, d, generator=generator, dtype=torch.float64)
         towards = LinearDEQ(
             *(torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in theta)
         )
-        return Instance(theta, linear.second_moment(X), A, towards, forward)
+        return Instance(theta, linear.second_moment(X), A, towards, model)
 
-    def _draw_singular(self, generator: Generator, n: int) -> list[Instance]:
-        """W with eigenvalue 1 to within rounding: the formula's right-hand side is not defined."""
+    def _singular(self, generator: Generator, n: int) -> list[Instance]:
+        """P with one row of zeros, and the loss extended there by the least-norm equilibrium."""
+        model = Model(least_norm_map, least_norm_gradient)
         instances = []
         for _ in range(n):
-            one = self._draw_one(generator, linear.equilibrium_map)
-            p = one.theta.W.shape[0]
-            V = torch.linalg.qr(torch.randn(p, p, generator=generator, dtype=torch.float64))[0]
-            eigenvalues = torch.rand(p, generator=generator, dtype=torch.float64) * 0.9
-            eigenvalues[0] = 1.0
-            W = V @ torch.diag(eigenvalues) @ V.T
-            instances.append(
-                Instance(LinearDEQ(W, one.theta.U), one.S, one.A, one.towards, one.forward)
-            )
+            one = self._one(generator, model, least_p=2)
+            W = one.theta.W.clone()
+            W[0] = torch.eye(W.shape[0], dtype=W.dtype)[0]
+            instances.append(replace(one, theta=LinearDEQ(W, one.theta.U)))
         return instances
+
+    def _truncated(self, generator: Generator, n: int) -> list[Instance]:
+        """W of spectral norm 0.9, so that five Picard steps are well short of the equilibrium."""
+        instances = []
+        for _ in range(n):
+            one = self._one(generator, Model(truncated_map, linear.gradient))
+            W = one.theta.W * (0.9 / torch.linalg.matrix_norm(one.theta.W, 2))
+            instances.append(replace(one, theta=LinearDEQ(W, one.theta.U)))
+        return instances
+
+    def slack(self, instance: Instance) -> dict[str, float]:
+        P = linear.resolvent_inverse(instance.theta)
+        F = instance.model.forward(instance.theta)
+        residual = (P @ F - instance.theta.U).norm() / instance.theta.U.norm()
+        # Where P is singular the least-norm solution is the most exact there is.
+        exact = instance.model.forward is least_norm_map or residual < 1e-12
+        return {
+            "invertible": float(torch.linalg.svdvals(P)[-1]) - 1e-10,
+            "exact-equilibrium": 1.0 if exact else -float(residual),
+        }
+
+    def measure(self, instance: Instance) -> dict[str, Measurement]:
+        theta, S, A, towards = instance.theta, instance.S, instance.A, instance.towards
+        P = linear.resolvent_inverse(theta)
+        sigma = torch.linalg.svdvals(P)
+        kappa = float(sigma[0] / sigma[sigma > 1e-12][-1]) if sigma[0] > 1e-12 else 1.0
+
+        def loss(at: LinearDEQ) -> Tensor:
+            R = instance.model.forward(at) - A
+            return 0.5 * ((R @ S) * R).sum()
+
+        closed = instance.model.gradient(theta, S, A)
+        size = float(closed.W.norm() + closed.U.norm())
+        activity = size / (1 + float(loss(theta)))
+
+        automatic = autograd(loss)(theta)
+        gap = float((closed.W - automatic.W).norm() + (closed.U - automatic.U).norm())
+        # Two triangular solves each way, each of relative error about p·eps·κ.
+        rounding = 100 * P.shape[0] * EPS * kappa**2
+
+        def difference(h: float) -> float:
+            ahead = LinearDEQ(*(x + h * t for x, t in zip(theta, towards, strict=True)))
+            behind = LinearDEQ(*(x - h * t for x, t in zip(theta, towards, strict=True)))
+            return float(loss(ahead) - loss(behind)) / (2 * h)
+
+        slope = sum(float((g * t).sum()) for g, t in zip(closed, towards, strict=True))
+        once, twice = difference(STEP), difference(2 * STEP)
+        # D(h) errs by c h² + O(h⁴), so |D(2h) − D(h)| is three times its truncation error.
+        truncation = abs(twice - once)
+        noise = 100 * EPS * kappa * (1 + float(loss(theta))) / STEP
+
+        horizontal = (closed.W @ P.mT - closed.U @ theta.U.mT).norm()
+        scale = float(closed.U.norm() * theta.U.norm()) + float(closed.W.norm() * P.norm())
+        return {
+            "closed form = automatic differentiation": Measurement(gap, rounding * size, activity),
+            "closed form = finite differences": Measurement(
+                abs(slope - once), truncation + noise, activity
+            ),
+            "∇W (I−W)ᵀ = ∇U Uᵀ": Measurement(float(horizontal), rounding * scale, activity),
+        }
