@@ -1,0 +1,65 @@
+# Everything runs in .venv, which each target makes by itself when it is missing or out of date.
+#   make book   build the site            make test    run all tests
+#   make serve  show it in a browser      make lab     work in JupyterLab
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+SITE   := _build/html
+PORT   ?= 8000
+
+# the kernels of the notebooks come from .venv, whatever is installed elsewhere
+export JUPYTER_PREFER_ENV_PATH = 1
+export PYDEVD_DISABLE_FILE_VALIDATION = 1
+
+.PHONY: help book test test-site test-browser lab serve refresh lint clean
+
+help:
+	@sed -n 's/^# *\(make .*\)/\1/p' Makefile
+
+$(READY): requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else "the book needs Python 3.10 to 3.13, and $(PYTHON) is %d.%d; say make PYTHON=..." % v)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# a half-removed older build can hide a failure, so only the notebooks' stored runs are kept
+book: $(READY)
+	rm -rf $(SITE) _build/.doctrees
+	$(BIN)/jupyter-book build . -W -n --keep-going
+	@echo "open $(SITE)/index.html, or run make serve"
+
+# one thread a process: the two pytest workers fill two cores, and small tensors gain nothing from more
+test: export OMP_NUM_THREADS = 1
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env tests notebooks
+
+# the built site: files, links and anchors; then every page in a browser, with other hosts blocked
+test-site: $(READY)
+	$(BIN)/python -m pytest tests/site --site $(SITE)
+
+test-browser: $(READY)
+	$(BIN)/python -m pytest tests/site/test_browser.py --site $(SITE)
+
+lab: $(READY)
+	$(BIN)/jupyter lab --notebook-dir=.
+
+serve: $(READY)
+	@test -f $(SITE)/index.html || $(MAKE) book
+	@echo "The book is at http://127.0.0.1:$(PORT)/ (stop with Ctrl-C)"
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(SITE)
+
+# run the notebooks and store their outputs; NOTEBOOKS="notebooks/02_solving.ipynb" for some of them
+refresh: $(READY)
+	$(BIN)/python book/_tools/refresh.py $(NOTEBOOKS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf _build .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis deqlib.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +
