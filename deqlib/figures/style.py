@@ -15,7 +15,7 @@ CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000
 """Okabe and Ito's colours (Color Universal Design, 2008), the darkest first."""
 INK = "#222222"
 
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: Any = {
     "axes.prop_cycle": plt.cycler(color=CYCLE),
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -1,0 +1,46 @@
+"""``python -m deqlib``: what it prints and what it returns."""
+
+from __future__ import annotations
+
+import pytest
+
+from deqlib.__main__ import main
+from deqlib.theorems import THEOREMS
+
+
+def test_ledger_lists_every_theorem(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--draws", "14"]) == 0
+    printed = capsys.readouterr().out
+    for label in THEOREMS:
+        assert label in printed
+    assert "Everything is as stated." in printed
+
+
+def test_one_theorem_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["linear-gradient", "--draws", "30", "--seed", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "holds of 30 instances (seed 2)" in printed
+    assert "0 failures" in printed
+
+
+def test_a_dropped_hypothesis_is_expected_to_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["linear-gradient", "--draws", "10", "--drop", "exact-equilibrium"]) == 0
+    assert "FAILS on 10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["no-such-theorem"], "no theorem is called 'no-such-theorem'"),
+        (["linear-gradient", "--drop", "luck"], "--drop is 'luck'"),
+        (["--draws", "0"], "--draws is 0"),
+        (["--drop", "invertible"], "--drop needs a theorem's label"),
+    ],
+)
+def test_wrong_input_gets_a_sentence(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert sentence in capsys.readouterr().err
