@@ -41,6 +41,8 @@ class Regression(NamedTuple):
 
 
 def _check(theta: LinearDEQ) -> None:
+    if not isinstance(theta, LinearDEQ):
+        raise TypeError(f"theta is a {type(theta).__name__}; it must be a LinearDEQ(W, U)")
     W, U = theta
     if W.ndim < 2 or W.shape[-1] != W.shape[-2]:
         raise ValueError(f"W has shape {tuple(W.shape)}; it must be (*batch, p, p)")
@@ -48,6 +50,23 @@ def _check(theta: LinearDEQ) -> None:
         raise ValueError(
             f"U has shape {tuple(U.shape)}; with W of shape {tuple(W.shape)} it must be "
             f"(*batch, {W.shape[-1]}, d)"
+        )
+    if W.dtype != U.dtype or not W.is_floating_point():
+        raise TypeError(f"W is {W.dtype} and U {U.dtype}; they must be of one floating-point type")
+
+
+def _check_problem(theta: LinearDEQ, S: Tensor, A: Tensor) -> None:
+    _check(theta)
+    p, d = theta.U.shape[-2:]
+    if S.shape[-2:] != (d, d):
+        raise ValueError(
+            f"S has shape {tuple(S.shape)}; with U of shape {tuple(theta.U.shape)} it must be "
+            f"(*batch, {d}, {d})"
+        )
+    if A.shape[-2:] != (p, d):
+        raise ValueError(
+            f"A has shape {tuple(A.shape)}; with U of shape {tuple(theta.U.shape)} it must be "
+            f"(*batch, {p}, {d})"
         )
 
 
@@ -61,20 +80,27 @@ def equilibrium_map(theta: LinearDEQ) -> Tensor:
     """F = (I − W)⁻¹ U, of shape (*batch, p, d): the equilibrium of input x is z = F x.
 
     Raises:
-        ValueError: wrong shapes, or I − W singular to working precision.
+        ValueError: wrong shapes, or I − W exactly singular (a pivot of its LU factors is zero).
+            Where it is nearly so, F is large, and not finite if it overflows.
     """
     P = resolvent_inverse(theta)
-    F, info = torch.linalg.solve_ex(P, theta.U)
-    if bool((info != 0).any()):
+    try:
+        return torch.linalg.solve(P, theta.U)
+    except torch.linalg.LinAlgError as error:
         raise ValueError(
             "W has the eigenvalue 1, so I − W is singular and z = W z + U x has no unique "
-            f"equilibrium (in {int((info != 0).sum())} of {info.numel()} problems)"
-        )
-    return F
+            f"equilibrium ({error})"
+        ) from error
 
 
 def predict(theta: LinearDEQ, X: Tensor) -> Tensor:
     """Equilibria z = F x of the rows of X: (*batch, n, d) → (*batch, n, p)."""
+    _check(theta)
+    if X.ndim < 2 or X.shape[-1] != theta.U.shape[-1]:
+        raise ValueError(
+            f"X has shape {tuple(X.shape)}; with U of shape {tuple(theta.U.shape)} it must be "
+            f"(*batch, n, {theta.U.shape[-1]})"
+        )
     return X @ equilibrium_map(theta).mT
 
 
@@ -84,8 +110,15 @@ def loss(theta: LinearDEQ, S: Tensor, A: Tensor) -> Tensor:
     On data with targets y this is the excess over the least-squares loss when S and A come from
     `regression`.
     """
+    _check_problem(theta, S, A)
     R = equilibrium_map(theta) - A
     return 0.5 * ((R @ S) * R).sum((-2, -1))
+
+
+def _pull_back(theta: LinearDEQ, F: Tensor, G: Tensor) -> LinearDEQ:
+    """(q Fᵀ, q) with q = P⁻ᵀ G: from the gradient in F to that in (W, U)."""
+    q = torch.linalg.solve(resolvent_inverse(theta).mT, G)
+    return LinearDEQ(W=q @ F.mT, U=q)
 
 
 def gradient_from(theta: LinearDEQ, G: Tensor) -> LinearDEQ:
@@ -94,13 +127,19 @@ def gradient_from(theta: LinearDEQ, G: Tensor) -> LinearDEQ:
     ∂L/∂U = q = P⁻ᵀ G and ∂L/∂W = q Fᵀ (theorem `linear-gradient`).
     """
     F = equilibrium_map(theta)
-    q = torch.linalg.solve(resolvent_inverse(theta).mT, G)
-    return LinearDEQ(W=q @ F.mT, U=q)
+    if G.shape[-2:] != F.shape[-2:]:
+        raise ValueError(
+            f"G has shape {tuple(G.shape)}; it must be (*batch, {F.shape[-2]}, {F.shape[-1]}), "
+            "the shape of F"
+        )
+    return _pull_back(theta, F, G)
 
 
 def gradient(theta: LinearDEQ, S: Tensor, A: Tensor) -> LinearDEQ:
-    """Gradient of `loss`: `gradient_from` with G = (F − A) S (theorem `linear-gradient`)."""
-    return gradient_from(theta, (equilibrium_map(theta) - A) @ S)
+    """Gradient of `loss`: q = P⁻ᵀ (F − A) S and (q Fᵀ, q) (theorem `linear-gradient`)."""
+    _check_problem(theta, S, A)
+    F = equilibrium_map(theta)
+    return _pull_back(theta, F, (F - A) @ S)
 
 
 def direction(q: Tensor, z: Tensor, X: Tensor) -> LinearDEQ:
@@ -140,13 +179,17 @@ def regression(X: Tensor, Y: Tensor) -> Regression:
     A = E[y xᵀ] S⁻¹ and E‖z − y‖²/2 = `loss` + floor, with floor = E‖y − A x‖²/2.
 
     Raises:
-        ValueError: when X has fewer rows than columns or dependent columns (S is singular).
+        ValueError: wrong shapes, numbers that are not finite, fewer rows than columns in X, or
+            dependent columns (S is singular).
     """
     if X.ndim < 2 or Y.ndim < 2 or X.shape[-2] != Y.shape[-2]:
         raise ValueError(
             f"X has shape {tuple(X.shape)} and Y {tuple(Y.shape)}; they must be (*batch, n, d) "
             "and (*batch, n, p) with the same n"
         )
+    for name, data in (("X", X), ("Y", Y)):
+        if not bool(data.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinity; it must hold finite numbers")
     rank = torch.linalg.matrix_rank(X)
     if bool((rank < X.shape[-1]).any()):
         raise ValueError(
@@ -161,15 +204,16 @@ def regression(X: Tensor, Y: Tensor) -> Regression:
 def sphere_limit(theta: LinearDEQ, A: Tensor) -> LinearDEQ:
     """Where gradient flow ends for one output (p = 1): the point of the ray on the sphere.
 
-    P_∞ = sign(P₀) r/√(1 + |A|²), U_∞ = P_∞ A, with r² = P₀² + |U₀|² (theorem `sphere-limit`,
-    chapter 7).
+    P_∞ = sign(P₀) r/√(1 + |A|²), U_∞ = P_∞ A, with r² = P₀² + |U₀|² (theorem `sphere-limit`).
 
     Raises:
-        ValueError: if p ≠ 1.
+        ValueError: if p ≠ 1, or if W = 1 somewhere, where there is no equilibrium to start from.
     """
     P = resolvent_inverse(theta)
     if P.shape[-1] != 1:
         raise ValueError(f"theta has p = {P.shape[-1]}; the closed form needs p = 1")
+    if bool((P == 0).any()):
+        raise ValueError("W is 1, so I − W is singular; the flow must start at an equilibrium")
     r2 = invariant(theta)
     P_limit = P.sign() * (r2 / (1 + A.square().sum((-2, -1), keepdim=True))).sqrt()
     return LinearDEQ(W=1 - P_limit, U=P_limit * A)
