@@ -11,10 +11,12 @@ from typing import Any
 from deqlib.theorems.base import Hypothesis, Kind, Measurement, Theorem, Verdict, verify
 from deqlib.theorems.conservation_law import ConservationLaw
 from deqlib.theorems.linear_gradient import LinearGradient
+from deqlib.theorems.picard_rate import PicardRate
 
 THEOREMS: dict[str, Theorem[Any]] = {
     theorem.label: theorem
     for theorem in (
+        PicardRate(),
         LinearGradient(),
         ConservationLaw(),
     )
