@@ -92,7 +92,7 @@ def default_tol(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).eps) ** (2 / 3)
 
 
-# ---------------------------------------------------------------------------------- the methods
+# ------------------------------------------------------------------------------------- the methods
 
 
 class Method(Protocol):
@@ -330,7 +330,7 @@ def solve(
     return result
 
 
-# --------------------------------------------------------------------------- refusing wrong input
+# ---------------------------------------------------------------------------- refusing wrong input
 
 
 def _method(method: str | Method) -> Method:

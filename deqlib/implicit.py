@@ -1,0 +1,462 @@
+"""Differentiate an equilibrium without keeping the solver's tape.
+
+Let z(θ) solve z = f(z, θ). Differentiating both sides gives dz = J dz + ∂_θf dθ with J = ∂_z f,
+so, wherever I − J is invertible (the implicit function theorem),
+
+    dz = (I − J)⁻¹ ∂_θf dθ.
+
+The right-hand side knows the equilibrium only, not how it was found: no iterate of the solver is
+kept, and the memory is that of one evaluation of f. Backwards, a gradient g with respect to z
+becomes
+
+    ∇_θ = (∂_θf)ᵀ u,     (I − Jᵀ) u = g,
+
+one linear system a sample, solved by products with Jᵀ alone. The solution u is itself a
+differentiable function of g, z and θ, by the same theorem, and so there are derivatives of every
+order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from deqlib.fixed_point import (
+    FixedPoint,
+    Map,
+    Method,
+    NotConvergedError,
+    Status,
+    default_tol,
+    jacobian,
+    solve,
+)
+
+
+@dataclass(frozen=True)
+class LinearSolve:
+    """The report of one linear solve of a backward pass, per sample.
+
+    residual    (*batch)        ‖g − (I − Jᵀ) u‖₂ of the u that was used, computed afresh
+    iterations  (*batch) int64  products with the Jacobian that the sample used
+    status      (*batch) int64  one `Status` a sample; a sample whose forward solve diverged or
+                                was not finite keeps that status, has u = 0 and so no gradient
+    transposed  bool            True for (I − Jᵀ) u = g; False for (I − J) u = g, which occurs in
+                                second and higher derivatives
+    """
+
+    residual: Tensor
+    iterations: Tensor
+    status: Tensor
+    transposed: bool
+
+    @property
+    def converged(self) -> Tensor:
+        """(*batch) bool."""
+        return self.status == Status.CONVERGED
+
+
+@dataclass(frozen=True)
+class Equilibrium:
+    """What `equilibrium` returns.
+
+    z        (*batch, *state)  differentiable in every tensor that f uses
+    forward  the `FixedPoint` report, with the same z without gradient
+    adjoint  empty at first; every backward pass appends the `LinearSolve` reports of its solves
+    """
+
+    z: Tensor
+    forward: FixedPoint
+    adjoint: list[LinearSolve] = field(default_factory=list)
+
+
+def equilibrium(
+    f: Map,
+    z0: Tensor,
+    *,
+    method: str | Method = "anderson",
+    tol: float | None = None,
+    atol: float | None = None,
+    max_iter: int = 1000,
+    adjoint_max_iter: int = 1000,
+    state_ndim: int = 1,
+    direct_below: int = 16,
+    throw: bool = True,
+) -> Equilibrium:
+    """The solution of z = f(z), differentiable in every tensor that f uses.
+
+    Parameters of modules, leaves and intermediate results that f closes over are found by running
+    f once; nothing has to be listed. z0 receives no gradient: an equilibrium does not remember
+    where the search for it began.
+
+    f, z0, method, tol, atol, max_iter, state_ndim  as in `fixed_point.solve`
+    adjoint_max_iter  most products with Jᵀ in one solve of (I − Jᵀ) u = g
+    direct_below      states with fewer entries than this form I − J and factor it; the others use
+                      BiCGStab
+    throw             whether a solve that fails, forward or backward, raises NotConvergedError
+
+    The adjoint's criterion is the forward one's, ‖g − (I − Jᵀ)u‖ ≤ tol ‖u‖, and besides ≤ √tol ‖g‖,
+    which a huge u from a singular I − J does not meet.
+
+    With throw=False a sample whose forward solve diverged or was not finite contributes zero
+    gradient, and one that stopped at max_iter the formula's value at the returned z.
+
+    Returns an `Equilibrium`. Raises as `solve` does, and RuntimeError if f reaches a tensor that
+    requires a gradient by a way that torch does not show (an autograd.Function of your own, a
+    compiled module): hand it such a tensor as w.view_as(w).
+    """
+    for name, value, least in (
+        ("adjoint_max_iter", adjoint_max_iter, 1),
+        ("direct_below", direct_below, 0),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} is {value!r}; it must be an integer >= {least}")
+    forward = solve(
+        f,
+        z0,
+        method=method,
+        tol=tol,
+        atol=atol,
+        max_iter=max_iter,
+        state_ndim=state_ndim,
+        throw=throw,
+    )
+    result = Equilibrium(forward.z, forward)
+    if not torch.is_grad_enabled():
+        return result
+    fz, used = _tensors_used(f, forward.z)
+    if not used:
+        return result
+    problem = _Problem(
+        f=f,
+        used=used,
+        forward=forward,
+        bad=(forward.status == Status.DIVERGED) | (forward.status == Status.NOT_FINITE),
+        tol=default_tol(z0.dtype) if tol is None else tol,
+        max_iter=adjoint_max_iter,
+        direct=z0.shape[z0.ndim - state_ndim :].numel() < direct_below,
+        throw=throw,
+        reports=result.adjoint,
+    )
+    problem.check(fz)
+    # As views: where f is part of another equilibrium's f, its modes see view_as and not apply.
+    z = _Implicit.apply(problem, forward.z, *(t.view_as(t) for t in used))
+    return Equilibrium(z, forward, result.adjoint)
+
+
+# ----------------------------------------------------------------- f as a function of what it uses
+
+
+class _Swap(TorchFunctionMode):
+    """While active, every tensor handed to a torch function goes through `swap` first."""
+
+    def __init__(self, swap: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.swap = swap
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        args, kwargs = tree_map_only(Tensor, self.swap, (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _tensors_used(f: Map, z: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """f(z), and the tensors with a gradient that f hands to torch functions on the way.
+
+    Under no_grad nothing that f makes itself requires a gradient; what does was there before.
+    """
+    used: dict[int, Tensor] = {}
+
+    def note(t: Tensor) -> Tensor:
+        if t.requires_grad:
+            used[id(t)] = t  # also keeps t alive, so that its id stays its own
+        return t
+
+    with torch.no_grad(), _Swap(note):
+        fz = f(z)
+    return note(fz).detach(), tuple(used.values())
+
+
+def _leaves(t: Tensor) -> Iterator[Tensor]:
+    """The leaves of the autograd graph of t."""
+    if t.requires_grad and t.is_leaf:
+        yield t
+    nodes, met = [t.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in met:
+            met.add(node)
+            nodes += [parent for parent, _ in node.next_functions]
+            if hasattr(node, "variable"):
+                yield node.variable
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One equilibrium: f, the tensors it uses, and how its linear systems are to be solved."""
+
+    f: Map
+    used: tuple[Tensor, ...]
+    forward: FixedPoint
+    bad: Tensor  # (*batch) bool: samples without a gradient
+    tol: float
+    max_iter: int
+    direct: bool
+    throw: bool
+    reports: list[LinearSolve]
+
+    def at(self, z: Tensor, c: Sequence[Tensor]) -> Tensor:
+        """f(z) with the tensors c in place of those it uses: a pure function of z and c.
+
+        In the rows of bad samples NaN and infinity become 0, else 0 · NaN in the gradient of a
+        shared parameter would undo the rule that these samples contribute nothing.
+        """
+        stand_in = {id(t): s for t, s in zip(self.used, c, strict=True)}
+        bad, any_bad = self.bad, bool(self.bad.any())
+
+        def swap(t: Tensor) -> Tensor:
+            t = stand_in.get(id(t), t)
+            if any_bad and t.is_floating_point() and t.shape[: bad.ndim] == bad.shape:
+                rows = bad.reshape(bad.shape + (1,) * (t.ndim - bad.ndim))
+                hide = rows & ~t.isfinite()
+                return t.masked_fill(hide, 0) if hide.any() else t
+            return t
+
+        with _Swap(swap):
+            fz = self.f(z)
+        return swap(fz)
+
+    def check(self, fz: Tensor) -> None:
+        """Refuse an f whose gradient would come out wrong without a word."""
+        with torch.enable_grad():
+            z = self.forward.z.detach().requires_grad_()
+            c = [t.detach().requires_grad_() for t in self.used]
+            pure = self.at(z, c)
+        known = {id(t) for t in (z, *c)}
+        for leaf in _leaves(pure):
+            if id(leaf) not in known:
+                raise RuntimeError(
+                    f"f uses a tensor of shape {tuple(leaf.shape)} that requires a gradient in a "
+                    "way that torch does not show (an autograd.Function of its own, a compiled "
+                    "module, a leaf made inside f); hand it over as w.view_as(w)"
+                )
+        if not torch.allclose(pure[~self.bad], fz[~self.bad]):
+            raise RuntimeError(
+                "f changed for good samples when NaN and infinity were hidden from bad ones; "
+                "its gradient cannot be trusted, so remove the bad samples first"
+            )
+
+    def solve(
+        self, graph: tuple[Tensor, list[Tensor], Tensor], g: Tensor, transposed: bool
+    ) -> Tensor:
+        """u with (I − Jᵀ) u = g, or (I − J) u = g; appends its report."""
+        z, c, fz = graph
+        batch = self.bad.shape
+        B, n = batch.numel(), g.shape[len(batch) :].numel()
+        b = g.reshape(B, n)
+        skip = self.bad.reshape(B) | ~b.isfinite().all(dim=1)
+        b = b.masked_fill(skip[:, None], 0)
+
+        def accepted(residual: Tensor, u: Tensor) -> Tensor:
+            return residual <= torch.minimum(
+                self.tol * vector_norm(u, dim=1), self.tol**0.5 * vector_norm(b, dim=1)
+            )
+
+        if self.direct:
+            J = jacobian(lambda z: self.at(z, c), z, state_ndim=z.ndim - len(batch))
+            J = J.reshape(B, n, n)
+            A = torch.eye(n, dtype=z.dtype, device=z.device) - (J.mT if transposed else J)
+            u, _ = torch.linalg.solve_ex(A, b)
+            u = torch.where(u.isfinite().all(dim=1, keepdim=True), u, 0)
+            residual = vector_norm(b - (A @ u[..., None])[..., 0], dim=1)
+            status = torch.where(accepted(residual, u), Status.CONVERGED, Status.STALLED)
+            iterations = torch.full_like(status, n)
+        else:
+            out, of = fz, z
+            if not transposed:  # J v is the derivative of Jᵀw in w, at any w
+                with torch.enable_grad():
+                    of = torch.zeros_like(fz).requires_grad_()
+                    (out,) = _vjp(fz, [z], of)
+
+            def A_times(v: Tensor) -> Tensor:
+                return v - _vjp(out, [of], v.reshape(g.shape))[0].reshape(B, n)
+
+            u, residual, iterations, status = _bicgstab(A_times, b, accepted, self.max_iter)
+
+        failed = torch.where(self.bad, self.forward.status, Status.NOT_FINITE).reshape(B)
+        norm = vector_norm(g.reshape(B, n), dim=1).nan_to_num(nan=torch.inf)
+        report = LinearSolve(
+            residual=torch.where(skip, norm, residual).reshape(batch),
+            iterations=torch.where(skip, 0, iterations).reshape(batch),
+            status=torch.where(skip, failed, status).reshape(batch),
+            transposed=transposed,
+        )
+        self.reports.append(report)
+        if self.throw and not report.converged.all():
+            raise NotConvergedError(
+                f"adjoint of an equilibrium, tol={self.tol:.3g}, max_iter={self.max_iter}", report
+            )
+        return u.reshape(g.shape)
+
+
+# ------------------------------------------------------------------- the implicit function theorem
+
+
+def _vjp(out: Tensor, inputs: Sequence[Tensor], v: Tensor) -> list[Tensor]:
+    """vᵀ ∂out/∂input for each input; recorded if and only if gradients are enabled."""
+    if not out.requires_grad:
+        return [torch.zeros_like(t) for t in inputs]
+    return list(
+        torch.autograd.grad(
+            out,
+            inputs,
+            v,
+            create_graph=torch.is_grad_enabled(),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    )
+
+
+def _graph(
+    problem: _Problem, z: Tensor, c: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Aliases of z and c and the graph of f between them.
+
+    A gradient with respect to an alias is partial: it does not see that z depends on c.
+    """
+    with torch.enable_grad():
+        z, c = z.view_as(z), [t.view_as(t) for t in c]
+        return z, c, problem.at(z, c)
+
+
+class _Implicit(torch.autograd.Function):
+    """The identity on the equilibrium z, with the derivative dz = (I − J)⁻¹ ∂_c f dc."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: _Problem, z: Tensor, *c: Tensor) -> Tensor:
+        z = z.clone()
+        ctx.problem = problem
+        ctx.save_for_backward(z, *c)  # z is saved as this function's output: it depends on c
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        problem, (z, *c) = ctx.problem, ctx.saved_tensors
+        z_, c_, fz = _graph(problem, z, c)
+        u = _Solve.apply(problem, (z_, c_, fz), True, g, z, *c)
+        grads = _vjp(fz, c_, u)
+        if problem.bad.any() and not all(t.isfinite().all() for t in grads):
+            raise FloatingPointError(
+                "f's gradient is not finite although its failed samples were given the weight 0; "
+                "remove them from the batch"
+            )
+        return None, None, *grads
+
+
+class _Solve(torch.autograd.Function):
+    """u = (I − Jᵀ)⁻¹ g if transposed, (I − J)⁻¹ g if not, differentiable in g, z and c."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        problem: _Problem,
+        graph: tuple,
+        transposed: bool,
+        g: Tensor,
+        z: Tensor,
+        *c: Tensor,
+    ) -> Tensor:
+        u = problem.solve(graph, g, transposed)
+        ctx.problem, ctx.transposed = problem, transposed
+        ctx.save_for_backward(u, z, *c)
+        return u
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> tuple:
+        # (I − Jᵀ) du = dg + d(Jᵀ) u. With (I − J) v = h this is ⟨h, du⟩ = ⟨v, dg⟩ + ⟨v, d(Jᵀ) u⟩,
+        # and the last term is the derivative of ⟨Jᵀ a, b⟩ at a = u, b = v held fixed. Without the
+        # transpose u and v change places.
+        problem, (u, z, *c) = ctx.problem, ctx.saved_tensors
+        z_, c_, fz = _graph(problem, z, c)
+        v = _Solve.apply(problem, (z_, c_, fz), not ctx.transposed, h, z, *c)
+        a, b = (u, v) if ctx.transposed else (v, u)
+        with torch.enable_grad():
+            (Ja,) = _vjp(fz, [z_], a)
+        return None, None, None, v, *_vjp(Ja, [z_, *c_], b)
+
+
+# ------------------------------------------------------------------------------- the Krylov method
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is 0."""
+    return torch.where(b == 0, 0, a / torch.where(b == 0, 1, b))
+
+
+def _bicgstab(
+    A: Map, b: Tensor, accepted: Callable[[Tensor, Tensor], Tensor], max_iter: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Solve A u = b, (samples, n), by products with A alone: BiCGStab, each sample by itself.
+
+    The residual r that the recursion carries drifts from the true one. Where r claims success, or
+    where the recursion breaks down, b − A u is computed afresh: it decides, and the sample starts
+    again from it if it falls short. A start that gained nothing on the one before is STALLED.
+
+    Returns u (the best point whose true residual was computed), ‖b − A u‖, the products used, and
+    the status. Source: van der Vorst, Bi-CGSTAB, SISSC 1992.
+    """
+
+    def dot(x: Tensor, y: Tensor) -> Tensor:
+        return (x * y).sum(dim=1, keepdim=True)
+
+    eps = torch.finfo(b.dtype).eps
+    u, r, shadow, p, rho = torch.zeros_like(b), b, b, b, dot(b, b)
+    best, residual = u, vector_norm(b, dim=1)
+    done = accepted(residual, u)
+    status = torch.where(done, Status.CONVERGED, Status.MAX_ITER)
+    iterations, active = torch.zeros_like(status), ~done
+    while active.any():
+        row = active[:, None]
+        p = torch.where(row, p, 0)
+        v = A(p)
+        alpha = _ratio(rho, dot(shadow, v))
+        s = torch.where(row, r - alpha * v, 0)
+        t = A(s)
+        omega = _ratio(dot(t, s), dot(t, t))
+        u, r = u + alpha * p + omega * s, s - omega * t
+        rho, rho_old = dot(shadow, r), rho
+        p = r + _ratio(rho, rho_old) * _ratio(alpha, omega) * (p - omega * v)
+        iterations += 2 * active
+
+        size = vector_norm(r, dim=1)
+        healthy = (rho.abs() > eps * vector_norm(shadow, dim=1, keepdim=True) * size[:, None]) & (
+            alpha * omega != 0
+        )
+        healthy = healthy[:, 0] & p.isfinite().all(dim=1)
+        last = iterations + 3 > max_iter
+        ask = active & (accepted(size, u) | ~healthy | last)
+        if ask.any():
+            true = b - A(torch.where(ask[:, None], u, 0))
+            size = vector_norm(true, dim=1)
+            iterations += ask.to(iterations.dtype)
+            done = ask & accepted(size, u)
+            gained = ask & (size < 0.9 * residual)
+            keep = ask & (done | (size < residual))
+            best, residual = torch.where(keep[:, None], u, best), torch.where(keep, size, residual)
+            status = torch.where(done, Status.CONVERGED, status)
+            status = torch.where(ask & ~done & ~gained & ~last, Status.STALLED, status)
+            active = active & ~done & ~(ask & ~gained) & ~last
+            again = (ask & active)[:, None]
+            r, p = torch.where(again, true, r), torch.where(again, true, p)
+            shadow, rho = torch.where(again, true, shadow), torch.where(again, dot(true, true), rho)
+    return best, residual, iterations, status
