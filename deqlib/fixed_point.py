@@ -172,9 +172,10 @@ class Anderson:
                 dZ[wild], dG[wild] = 0, 0
             k, z_old, g_old, r_old = k + 1, z, g, r
             length = vector_norm(dG, dim=2, keepdim=True)
+            free = torch.diag_embed((length[..., 0] == 0).to(z.dtype))  # its γ is 0, whatever
             length = torch.where(length > 0, length, 1)
             Q = dG / length
-            L, info = torch.linalg.cholesky_ex(Q @ Q.mT + eye)
+            L, info = torch.linalg.cholesky_ex(Q @ Q.mT + free + eye)
             gamma = torch.cholesky_solve(Q @ g[..., None], L) / length
             jump = beta * g - ((dZ + beta * dG).mT @ gamma)[..., 0]
             sound = (info == 0) & (vector_norm(jump, dim=1) <= self.TRUST * r)  # NaN is not sound
