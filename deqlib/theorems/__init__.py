@@ -10,6 +10,7 @@ from typing import Any
 
 from deqlib.theorems.base import Hypothesis, Kind, Measurement, Theorem, Verdict, verify
 from deqlib.theorems.conservation_law import ConservationLaw
+from deqlib.theorems.implicit_gradient import ImplicitGradient
 from deqlib.theorems.linear_gradient import LinearGradient
 from deqlib.theorems.picard_rate import PicardRate
 
@@ -17,6 +18,7 @@ THEOREMS: dict[str, Theorem[Any]] = {
     theorem.label: theorem
     for theorem in (
         PicardRate(),
+        ImplicitGradient(),
         LinearGradient(),
         ConservationLaw(),
     )
