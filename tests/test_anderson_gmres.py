@@ -1,4 +1,4 @@
-"""On a linear problem Anderson with full memory is GMRES (Walker and Ni 2011), ridge or no ridge."""
+"""On a linear problem Anderson with full memory is GMRES (Walker and Ni 2011), with any ridge."""
 
 from __future__ import annotations
 
