@@ -33,14 +33,16 @@ book: $(READY)
 # one thread a process: the two pytest workers fill two cores, and small tensors gain nothing from more
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env tests notebooks
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env \
+		--ignore tests/site/test_browser.py tests notebooks
 
 # the built site: files, links and anchors; then every page in a browser, with other hosts blocked
+test-site test-browser: export BOOK_SITE = required
 test-site: $(READY)
-	$(BIN)/python -m pytest tests/site --site $(SITE)
+	$(BIN)/python -m pytest tests/site
 
 test-browser: $(READY)
-	$(BIN)/python -m pytest tests/site/test_browser.py --site $(SITE)
+	$(BIN)/python -m pytest tests/site/test_browser.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=.

@@ -1,0 +1,144 @@
+"""The book's sources agree with each other and with deqlib.
+
+A theorem in a chapter without its object, or an object without its theorem, fails here; so do a
+citation without an entry, an entry nobody cites, and a file that the table of contents forgot.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from deqlib.theorems import THEOREMS
+
+ROOT = Path(__file__).parents[1]
+CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
+PAGES = sorted(ROOT.glob("book/*.md"))
+
+
+def markdown(path: Path) -> str:
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf-8")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    captions = [c["metadata"].get("mystnb", {}).get("figure", {}).get("caption", "") for c in cells]
+    texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+    return "\n\n".join(texts + captions)
+
+
+TEXTS = {path: markdown(path) for path in [*CHAPTERS, *PAGES]}
+
+
+class Directive(NamedTuple):
+    kind: str
+    argument: str
+    label: str
+    body: str
+    path: Path
+
+
+def directives(path: Path, text: str) -> Iterator[Directive]:
+    """Every labelled ``:::{kind} argument`` block of a text."""
+    pattern = r"^(:{3,})\{([\w:-]+)\}([^\n]*)\n((?::\w+:[^\n]*\n)*)(.*?)^\1[ ]*$"
+    for found in re.finditer(pattern, text, flags=re.M | re.S):
+        _, kind, argument, options, body = found.groups()
+        label = re.search(r"^:label:\s*(\S+)", options, flags=re.M)
+        yield Directive(kind, argument.strip(), label.group(1) if label else "", body, path)
+        yield from directives(path, body)
+
+
+DIRECTIVES = [one for path, text in TEXTS.items() for one in directives(path, text)]
+STATED = {one.label: one for one in DIRECTIVES if one.kind == "prf:theorem"}
+
+
+def toc_files() -> list[str]:
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    return [toc["root"]] + [c["file"] for part in toc["parts"] for c in part["chapters"]]
+
+
+def test_table_of_contents_and_files_are_the_same() -> None:
+    files = [p.relative_to(ROOT).with_suffix("").as_posix() for p in TEXTS]
+    assert sorted(toc_files()) == sorted(files)
+
+
+def test_theorems_and_objects_are_the_same() -> None:
+    assert set(STATED) == set(THEOREMS)
+
+
+@pytest.mark.parametrize("label", THEOREMS)
+def test_theorem_stands_in_its_chapter(label: str) -> None:
+    assert STATED[label].path.stem == THEOREMS[label].chapter
+
+
+@pytest.mark.parametrize("label", THEOREMS)
+def test_theorem_names_its_hypotheses(label: str) -> None:
+    """A hypothesis is written ``*(name)*`` in the statement, with the object's name for it."""
+    named = re.findall(r"\*\(([^()]+)\)\*", STATED[label].body)
+    assert {name.replace(" ", "-") for name in named} == set(THEOREMS[label].hypotheses)
+
+
+@pytest.mark.parametrize("label", THEOREMS)
+def test_theorem_is_proved_after_it_is_stated(label: str) -> None:
+    text = TEXTS[STATED[label].path]
+    assert "{prf:proof}" in text[text.index(f":label: {label}") :]
+
+
+def test_labels_are_unique_and_no_file_names() -> None:
+    labels = [one.label for one in DIRECTIVES if one.label]
+    labels += [
+        label for text in TEXTS.values() for label in re.findall(r"^\(([\w-]+)\)=$", text, re.M)
+    ]
+    repeated = [label for label, count in Counter(labels).items() if count > 1]
+    assert repeated == []
+    assert set(labels).isdisjoint(path.stem for path in TEXTS)
+
+
+def bib_keys() -> list[str]:
+    text = (ROOT / "book" / "references.bib").read_text(encoding="utf-8")
+    return re.findall(r"^@\w+\{([^,\s]+),", text, flags=re.M)
+
+
+def cited_keys() -> set[str]:
+    found = re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", "\n".join(TEXTS.values()))
+    return {key.strip() for group in found for key in group.split(",")}
+
+
+def test_citations_and_bibliography_are_the_same() -> None:
+    keys = bib_keys()
+    assert len(set(keys)) == len(keys)
+    assert cited_keys() - set(keys) == set(), "cited, but not in references.bib"
+    assert set(keys) - cited_keys() == set(), "in references.bib, but cited nowhere"
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_every_exercise_has_its_solution(path: Path) -> None:
+    mine = [one for one in DIRECTIVES if one.path == path]
+    exercises = [d.label for d in mine if d.kind in ("exercise", "exercise-start")]
+    solutions = [d.argument for d in mine if d.kind in ("solution", "solution-start")]
+    assert 3 <= len(exercises) <= 6
+    assert sorted(exercises) == sorted(solutions)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_glued_numbers_are_used_and_used_numbers_are_glued(path: Path) -> None:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    glued = re.findall(r"""glue\(\s*f?["']([^"'{]+)["']""", code)
+    used = {k.split(":")[0] for k in re.findall(r"\{glue:\w+\}`([^`]+)`", TEXTS[path])}
+    assert len(set(glued)) == len(glued), "one name glued twice"
+    assert used - set(glued) == set(), "used, but never glued"
+    assert set(glued) - used == set(), "glued, but never used"
+
+
+def test_public_repository_is_named_in_one_place() -> None:
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    address = config["repository"]["url"]
+    files = [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CITATION.cff", "pyproject.toml")]
+    for path in [*files, *PAGES, *CHAPTERS, *ROOT.glob("deqlib/**/*.py")]:
+        assert address not in path.read_text(encoding="utf-8"), path
