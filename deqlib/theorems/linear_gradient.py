@@ -19,22 +19,51 @@ STEP = 1e-4
 """Step of the central differences; their truncation error is measured, see `measure`."""
 
 
+class Loss(NamedTuple):
+    """A function ℓ of F, and its gradient G there."""
+
+    value: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+
+
 class Model(NamedTuple):
-    """A forward map θ ↦ F and what is claimed to be the gradient of ½ tr((F−A)S(F−A)ᵀ)."""
+    """A forward map θ ↦ F, and what (θ, ∇ℓ) is claimed to make of ∇(ℓ ∘ forward)."""
 
     forward: Callable[[LinearDEQ], Tensor]
-    gradient: Callable[[LinearDEQ, Tensor, Tensor], LinearDEQ]
+    gradient: Callable[[LinearDEQ, Loss], LinearDEQ]
 
 
 @dataclass(frozen=True)
 class Instance:
-    """A start θ, a problem (S, A), a direction to differentiate along, and a model."""
+    """A start θ, a loss ℓ, a direction to differentiate along, and a model."""
 
     theta: LinearDEQ
-    S: Tensor
-    A: Tensor
+    ell: Loss
     towards: LinearDEQ
     model: Model
+
+
+def squared(S: Tensor, A: Tensor) -> Loss:
+    """ℓ(F) = ½ tr((F − A) S (F − A)ᵀ), whose G is (F − A) S."""
+    return Loss(lambda F: 0.5 * (((F - A) @ S) * (F - A)).sum(), lambda F: (F - A) @ S)
+
+
+def log_cosh(X: Tensor, Y: Tensor) -> Loss:
+    """ℓ(F) = E log cosh(F x − y), whose G is E[tanh(F x − y) xᵀ]: not quadratic, realisable or not.
+
+    log cosh r = |r| + log(1 + e^(−2|r|)) − log 2 does not overflow.
+    """
+
+    def value(F: Tensor) -> Tensor:
+        r = (X @ F.mT - Y).abs()
+        return (r + torch.log1p(torch.exp(-2 * r))).sum() / len(X)
+
+    return Loss(value, lambda F: torch.tanh(X @ F.mT - Y).mT @ X / len(X))
+
+
+def exact_gradient(theta: LinearDEQ, ell: Loss) -> LinearDEQ:
+    """The theorem's formula, as deqlib computes it."""
+    return linear.gradient_from(theta, ell.slope(linear.equilibrium_map(theta)))
 
 
 def truncated_map(theta: LinearDEQ) -> Tensor:
@@ -50,10 +79,10 @@ def least_norm_map(theta: LinearDEQ) -> Tensor:
     return torch.linalg.pinv(linear.resolvent_inverse(theta), rtol=1e-12) @ theta.U
 
 
-def least_norm_gradient(theta: LinearDEQ, S: Tensor, A: Tensor) -> LinearDEQ:
+def least_norm_gradient(theta: LinearDEQ, ell: Loss) -> LinearDEQ:
     """The theorem's formula with P⁺ in place of P⁻¹."""
     F = least_norm_map(theta)
-    q = torch.linalg.pinv(linear.resolvent_inverse(theta), rtol=1e-12).mT @ (F - A) @ S
+    q = torch.linalg.pinv(linear.resolvent_inverse(theta), rtol=1e-12).mT @ ell.slope(F)
     return LinearDEQ(W=q @ F.mT, U=q)
 
 
@@ -63,7 +92,8 @@ class LinearGradient(Theorem[Instance]):
     kind = "identity"
     chapter = "05_linear_deq"
     statement = (
-        r"For $L(W,U)=\ell(F)$ with $F=(I-W)^{-1}U$ and $G=\partial\ell/\partial F$: "
+        r"For $L(W,U)=\ell(F)$ with $F=(I-W)^{-1}U$, $\ell$ differentiable and "
+        r"$G=\partial\ell/\partial F$: "
         r"$\nabla_U L=q:=(I-W)^{-\top}G$, $\nabla_W L=qF^\top$, and therefore "
         r"$\nabla_W L\,(I-W)^\top=\nabla_U L\,U^\top$."
     )
@@ -73,42 +103,49 @@ class LinearGradient(Theorem[Instance]):
     }
 
     def draw(self, generator: Generator, n: int) -> list[Instance]:
-        exact = Model(linear.equilibrium_map, linear.gradient)
-        return [self._one(generator, exact) for _ in range(n)]
+        return [self._one(generator) for _ in range(n)]
 
     @property
     def drop(self) -> dict[str, Callable[[Generator, int], list[Instance]]]:
         return {"invertible": self._singular, "exact-equilibrium": self._truncated}
 
-    def _one(self, generator: Generator, model: Model, least_p: int = 1) -> Instance:
+    def _one(self, generator: Generator, least_p: int = 1) -> Instance:
         p = int(torch.randint(least_p, 6, (), generator=generator))
         d = int(torch.randint(1, 6, (), generator=generator))
         theta = linear.random_start(generator, p, d)
         X = torch.randn(4 * d, d, generator=generator, dtype=torch.float64)
         A = torch.randn(p, d, generator=generator, dtype=torch.float64)
+        S = linear.second_moment(X)
+        noise = torch.randn(4 * d, p, generator=generator, dtype=torch.float64)
         towards = LinearDEQ(
             *(torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in theta)
         )
-        return Instance(theta, linear.second_moment(X), A, towards, model)
+        if torch.randint(2, (), generator=generator):
+            model = Model(linear.equilibrium_map, exact_gradient)
+            return Instance(theta, log_cosh(X, X @ A.mT + noise), towards, model)
+        # For the squared loss deqlib has a function of its own; it stands trial here.
+        model = Model(linear.equilibrium_map, lambda at, _: linear.gradient(at, S, A))
+        return Instance(theta, squared(S, A), towards, model)
 
     def _singular(self, generator: Generator, n: int) -> list[Instance]:
         """P with one row of zeros, and the loss extended there by the least-norm equilibrium."""
         model = Model(least_norm_map, least_norm_gradient)
         instances = []
         for _ in range(n):
-            one = self._one(generator, model, least_p=2)
+            one = self._one(generator, least_p=2)
             W = one.theta.W.clone()
             W[0] = torch.eye(W.shape[0], dtype=W.dtype)[0]
-            instances.append(replace(one, theta=LinearDEQ(W, one.theta.U)))
+            instances.append(replace(one, theta=LinearDEQ(W, one.theta.U), model=model))
         return instances
 
     def _truncated(self, generator: Generator, n: int) -> list[Instance]:
         """W of spectral norm 0.9, so that five Picard steps are well short of the equilibrium."""
         instances = []
         for _ in range(n):
-            one = self._one(generator, Model(truncated_map, linear.gradient))
+            one = self._one(generator)
             W = one.theta.W * (0.9 / torch.linalg.matrix_norm(one.theta.W, 2))
-            instances.append(replace(one, theta=LinearDEQ(W, one.theta.U)))
+            theta, model = LinearDEQ(W, one.theta.U), Model(truncated_map, one.model.gradient)
+            instances.append(replace(one, theta=theta, model=model))
         return instances
 
     def slack(self, instance: Instance) -> dict[str, float]:
@@ -123,16 +160,15 @@ class LinearGradient(Theorem[Instance]):
         }
 
     def measure(self, instance: Instance) -> dict[str, Measurement]:
-        theta, S, A, towards = instance.theta, instance.S, instance.A, instance.towards
+        theta, towards, model = instance.theta, instance.towards, instance.model
         P = linear.resolvent_inverse(theta)
         sigma = torch.linalg.svdvals(P)
         kappa = float(sigma[0] / sigma[sigma > 1e-12][-1]) if sigma[0] > 1e-12 else 1.0
 
         def loss(at: LinearDEQ) -> Tensor:
-            R = instance.model.forward(at) - A
-            return 0.5 * ((R @ S) * R).sum()
+            return instance.ell.value(model.forward(at))
 
-        closed = instance.model.gradient(theta, S, A)
+        closed = model.gradient(theta, instance.ell)
         size = float(closed.W.norm() + closed.U.norm())
         activity = size / (1 + float(loss(theta)))
 
