@@ -28,9 +28,7 @@ def cobwebs(
     the iteration climbs from `start`: up to the map, across to the diagonal, and so on.
     """
     rows = -(-len(cases) // columns)
-    figure, axes = new(
-        rows, columns, width=7.0, height=2.7 * rows + 0.1, sharex=True, sharey=True, squeeze=False
-    )
+    figure, axes = new(rows, columns, width=7.0, height=2.7 * rows + 0.1, sharex=True, sharey=True)
     grid = torch.linspace(-reach, reach, 301, dtype=torch.float64)
     with style():
         for axis, (a, tau) in zip(axes.flat, cases, strict=False):

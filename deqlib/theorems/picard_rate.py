@@ -303,9 +303,12 @@ def _half_space(generator: Generator) -> Instance:
 
 
 def _expanding_linear(generator: Generator) -> Instance:
-    """‖W‖₂ between 1.2 and 3 where L is claimed to be below 1."""
+    """‖W‖₂ between 1.2 and 3 where L is claimed to be below 1; starts along its worst direction."""
     one = _linear(generator)
-    return replace(one, W=one.W * (_uniform(generator, 1.2, 3) / one.L), damping=1.0)
+    W = one.W * (_uniform(generator, 1.2, 3) / one.L)
+    built = _build(generator, identity, W, one.pre, one.L)
+    lengths = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
+    return replace(built, starts=one.pre + lengths * torch.linalg.svd(W).Vh[0])
 
 
 def _expanding_tanh(generator: Generator) -> Instance:
