@@ -107,7 +107,8 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Picard:
-    """z ← z + β (f(z) − z). Converges where every eigenvalue of (1 − β) I + β J is below 1.
+    """z ← z + β (f(z) − z). Where every eigenvalue of (1 − β) I + βJ at the equilibrium is below 1
+    in modulus, a start close enough converges.
 
     damping  β > 0; 1 is the plain iteration z ← f(z).
     """
@@ -130,12 +131,12 @@ class Anderson:
 
         γ = argmin ‖g − ΔG γ‖²,     z ← z + β g − (ΔZ + β ΔG) γ.
 
-    The normal equations are solved with the columns of ΔG scaled to length one (an old, long
-    difference then does not drown a new, short one) and with `ridge` times the mean of the Gram
-    matrix's diagonal added to it, so nothing depends on the units of f. A sample takes the Picard
-    step instead, by itself, where the Gram matrix is singular or the extrapolation is not finite
-    or longer than TRUST times ‖g‖; and it forgets its history where an extrapolation has
-    multiplied the residual by more than 10.
+    The normal equations are solved with the columns of ΔG scaled to length one, so that an old,
+    long difference does not drown a new, short one, and with `ridge` added to the diagonal of the
+    Gram matrix, which is then 1: the ridge is relative, and the units of f do not matter. A sample
+    takes the Picard step instead where the Gram matrix is singular or where the extrapolation is
+    not finite or longer than TRUST · ‖g‖; it forgets its history where its residual has become
+    more than 10 times the one before.
 
     memory   number of differences kept, at least 1
     ridge    at least 0; None means eps^(2/3) of the dtype

@@ -87,7 +87,7 @@ def equilibrium(
     max_iter: int = 1000,
     adjoint_max_iter: int = 1000,
     state_ndim: int = 1,
-    direct_below: int = 16,
+    direct_below: int = 32,
     throw: bool = True,
 ) -> Equilibrium:
     """The solution of z = f(z), differentiable in every tensor that f uses.
@@ -113,7 +113,7 @@ def equilibrium(
     compiled module): hand it such a tensor as w.view_as(w).
     """
     for name, value, least in (
-        ("adjoint_max_iter", adjoint_max_iter, 1),
+        ("adjoint_max_iter", adjoint_max_iter, 3),  # one step of BiCGStab and its check
         ("direct_below", direct_below, 0),
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -248,10 +248,11 @@ class _Problem:
                     "way that torch does not show (an autograd.Function of its own, a compiled "
                     "module, a leaf made inside f); hand it over as w.view_as(w)"
                 )
-        if not torch.allclose(pure[~self.bad], fz[~self.bad]):
+        good = ~self.bad
+        if not good.all() and not torch.allclose(pure[good], fz[good], rtol=1e-3, atol=1e-5):
             raise RuntimeError(
-                "f changed for good samples when NaN and infinity were hidden from bad ones; "
-                "its gradient cannot be trusted, so remove the bad samples first"
+                "f gives good samples other values once NaN and infinity are hidden from the bad "
+                "ones; its gradient cannot be trusted, so remove the bad samples first"
             )
 
     def solve(
