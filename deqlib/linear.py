@@ -232,3 +232,21 @@ def random_start(
     size = 0.9 * torch.rand(*batch, 1, 1, generator=generator, dtype=torch.float64)
     U = torch.randn(*batch, p, d, generator=generator, dtype=torch.float64)
     return LinearDEQ(W=W * (size / norm), U=U * (scale / d**0.5))
+
+
+def range_basis(X: Tensor) -> Tensor:
+    """V (d, r): an orthonormal basis of the span of the rows of X (n, d), of rank r.
+
+    With fewer samples than features S = XᵀX/n is singular, and what U does outside the span is
+    neither used nor trained. In the coordinates ξ = Vᵀx the problem is an ordinary one with r
+    inputs and an invertible S: work with X V and `restrict`.
+    """
+    if X.ndim != 2:
+        raise ValueError(f"X has shape {tuple(X.shape)}; it must be (n, d)")
+    rank = int(torch.linalg.matrix_rank(X))
+    return torch.linalg.svd(X, full_matrices=False).Vh[:rank].mT
+
+
+def restrict(theta: LinearDEQ, V: Tensor) -> LinearDEQ:
+    """(W, U V): the same model in the coordinates ξ = Vᵀx of `range_basis`."""
+    return LinearDEQ(theta.W, theta.U @ V)
