@@ -59,23 +59,20 @@ def test_first_and_second_derivatives_agree_with_finite_differences(layer, direc
 
 @both
 def test_an_equilibrium_inside_an_equilibrium(direct_below):
-    W, U, x, z0 = contraction(0, batch=1, n=2, d=1)
-    options = {"method": "newton", "direct_below": direct_below}
-
-    def nested(W, U, x):
-        def outer(z):
-            inner = equilibrium(lambda y: torch.tanh(y @ W.T + z / 4 + x @ U.T), z0, **options)
-            return inner.z * torch.cos(W[0])
-
-        return equilibrium(outer, z0, **options).z
-
-    def along(t):  # one direction through all parameters, or this takes a minute
-        return nested(W + t * torch.eye(2, dtype=f64), U + t, x - t)
-
-    t = torch.zeros((), dtype=f64, requires_grad=True)
-    W, U, x = (p.detach() for p in (W, U, x))
-    assert gradcheck(along, t)
-    assert gradgradcheck(along, t)
+    # z = y c with y = tanh(y Wᵀ + z/4 + x Uᵀ) is one equilibrium y = tanh(y Wᵀ + y c/4 + x Uᵀ).
+    W, U, x, z0 = contraction(0, batch=2)
+    c = lambda: torch.cos(W[0])  # noqa: E731
+    solve_for = lambda f: equilibrium(f, z0, direct_below=direct_below).z  # noqa: E731
+    inner = lambda z: solve_for(lambda y: torch.tanh(y @ W.T + z / 4 + x @ U.T))  # noqa: E731
+    values = []
+    for z in (
+        solve_for(lambda z: inner(z) * c()),
+        solve_for(lambda y: torch.tanh(y @ W.T + y * c() / 4 + x @ U.T)) * c(),
+    ):
+        first = grad((z**2).sum(), (W, U, x), create_graph=True)
+        second = grad(sum((t**2).sum() for t in first), (W, U, x))
+        values.append((z, *first, *second))
+    torch.testing.assert_close(*values, rtol=1e-7, atol=1e-9)
 
 
 @both
