@@ -75,7 +75,7 @@ def sphere_paths(W: Tensor, U: Tensor, A: Tensor) -> Figure:
     _ray(axis, A, max(distinct), True)
     axis.scatter([], [], [], color="white", edgecolor=INK, s=36, label="start")
     axis.scatter([], [], [], color=INK, edgecolor="white", s=46, label="end")
-    axis.legend(loc="upper left", bbox_to_anchor=(-0.05, 0.98))
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.05, 0.98))
     return figure
 
 
@@ -87,7 +87,7 @@ def one_sphere(paths: Mapping[str, tuple[Tensor, Tensor]], radius: float) -> Fig
         axis.plot(u[:, 0], u[:, 1], P, color=colour, linewidth=2.6, zorder=3, label=name)
         axis.scatter(*u[-1], P[-1], color=colour, edgecolor="white", s=50, zorder=7)
         axis.scatter(*u[0], P[0], color="white", edgecolor=INK, s=45, zorder=8)
-    axis.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.5, 1.08))
+    axis.legend(frameon=False, loc="upper center", ncols=2, bbox_to_anchor=(0.5, 1.08))
     return figure
 
 
@@ -96,17 +96,19 @@ def row_geometry(t: Tensor, entries: Tensor, lengths: Tensor, angles: Tensor) ->
     figure, axes = new(3, 1, height=6.2, sharex=True)
     top, middle, bottom = axes[:, 0]
     top.plot(t, entries, color="#7A8793", linewidth=1.1)
-    top.set_title("every entry of $N=[I-W,\\;U]$ moves")
+    top.set_title("every entry of $N=[I-W,\\;U]$ moves", loc="left")
     for i in range(lengths.shape[1]):
         middle.plot(t, lengths[:, i], color=CYCLE[i], label=f"row {i + 1}")
-    middle.set(title="the length of each row stays", ylim=(0, 1.3 * float(lengths.max())))
-    middle.legend(ncols=lengths.shape[1], loc="lower right")
+    middle.set_title("the length of each row stays", loc="left")
+    middle.set(ylim=(0, 1.3 * float(lengths.max())))
+    middle.legend(frameon=False, ncols=lengths.shape[1], loc="lower right")
     pairs = [(i, j) for i in range(lengths.shape[1]) for j in range(i + 1, lengths.shape[1])]
     for k, (i, j) in enumerate(pairs):
         bottom.plot(t, angles[:, k], color=CYCLE[3 + k], label=f"rows {i + 1}, {j + 1}")
-    bottom.set(title="the angle between two rows stays (degrees)", ylim=(0, 180), xlabel="time t")
+    bottom.set_title("the angle between two rows stays (degrees)", loc="left")
+    bottom.set(ylim=(0, 180), xlabel="time t")
     bottom.set_yticks([0, 90, 180])
-    bottom.legend(ncols=3, loc="lower right")
+    bottom.legend(frameon=False, ncols=3, loc="lower right")
     for axis in (top, middle, bottom):
         axis.margins(x=0.01)
     return figure
@@ -121,7 +123,7 @@ def drift_against_tolerance(rtol: Sequence[float], drift: Sequence[float],
     bound_line(axis, rtol, budget, label="budget: 2|N| × local error × steps")
     axis.set(xlabel="rtol of the integrator", ylabel="relative drift of C")
     axis.invert_xaxis()
-    axis.legend()
+    axis.legend(frameon=False)
     return figure
 
 
@@ -137,12 +139,12 @@ def broken_laws(
         else:
             axis.plot(t, predicted, color=INK, linestyle=(0, (4, 3)), linewidth=1.5,
                       label="predicted")  # fmt: skip
-        axis.set_title(name)
+        axis.set_title(name, loc="left")
         axis.set_ylim(bottom=0)
         axis.ticklabel_format(axis="y", scilimits=(-2, 3))
     for axis in axes.flat[len(curves) :]:
         axis.set_visible(False)
-    axes[0, 0].legend()
+    axes[0, 0].legend(loc="lower right", frameon=False)
     for axis in axes[-1]:
         axis.set_xlabel("time t")
     return figure
@@ -155,7 +157,7 @@ def descent_circles(P: Tensor, u: Tensor, A: float, steps: Sequence[float],
     One row a starting radius, one column a step size; the thin circle is the flow's.
     """
     rows, columns = len(radii), len(steps)
-    figure, axes = new(rows, columns, height=2.5 * rows)
+    figure, axes = new(rows, columns, height=2.1 * rows)
     angle = np.linspace(-0.15, np.pi + 0.15, 200)
     for i in range(rows):
         for j in range(columns):

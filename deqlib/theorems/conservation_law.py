@@ -273,6 +273,7 @@ class ConservationLaw(Theorem[Instance]):
             rtol=RTOL,
             atol=ATOL,
             max_steps=1000,
+            dense=False,
             throw=False,
         )
         end = LinearDEQ(*run.end[:2])
