@@ -274,6 +274,7 @@ class ConservationLaw(Theorem[Instance]):
             atol=ATOL,
             max_steps=1000,
             dense=False,
+            progress=False,
             throw=False,
         )
         end = LinearDEQ(*run.end[:2])
