@@ -116,10 +116,10 @@ def roads_to_the_singular_line(
     """L against |1 − a| on several roads to the line a = 1; ``bound`` belongs to the first."""
     figure, ((axis,),) = new(1, 1, height=3.2)
     with style():
-        bound_line(axis, distance, bound, label="lower bound of the lemma, first road")
         for (name, values), marker in zip(roads.items(), "os^v", strict=False):
-            axis.loglog(distance, values, marker=marker, markevery=8, label=name)
-        axis.set(xlabel="$|1-a|$", ylabel="$L$")
+            axis.loglog(distance, values, marker=marker, markersize=5, markevery=8, label=name)
+        bound_line(axis, distance, bound, label="lower bound for the first", zorder=3)
+        axis.set(xlabel="$|1-a|$", ylabel="$L$", ylim=(1e-3, None))
         axis.invert_xaxis()
         axis.legend()
     return figure
