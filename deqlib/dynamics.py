@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy.integrate import DOP853
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm  # not tqdm.auto: its notebook bar ignores "only in a terminal"
 
 Params = TypeVar("Params", bound=tuple[Tensor, ...])
 Loss = Callable[[Params], Tensor]
