@@ -80,7 +80,7 @@ def landscape(x: Tensor, loss: Tensor, curvature: Tensor, ratio: Tensor, proved:
         bound_line(right, [float(x[0]), float(x[-1])], [proved, proved], r"$\mu$ proved by hand")
         low = int(ratio.argmin())
         right.plot(x[low], ratio[low], "o", color=CYCLE[1], label="least value")
-        right.set(xlabel=r"$x$", title=r"$L'(x)^2\,/\,2L(x)$", ylim=(0.05, 8))
+        right.set(xlabel=r"$x$", title=r"$L'(x)^2\,/\,2L(x)$", ylim=(0.05, 150))
         right.legend(loc="upper center", ncols=1, fontsize=9.5)
     return figure
 
@@ -120,7 +120,8 @@ def invariant_tells(
                          linewidth=0)  # fmt: skip
         left.set(xlabel="loss at the end", ylabel="distance to the flow's end",
                  title="the loss says nothing")  # fmt: skip
-        left.legend(fontsize=9, loc="lower left", markerscale=1.8)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4,
+                      fontsize=9.5, markerscale=2, handletextpad=0.1)  # fmt: skip
         right.set(xlabel=r"change of the invariant", title="the invariant tells")
     return figure
 
