@@ -11,6 +11,8 @@ PORT   ?= 8000
 # the kernels of the notebooks come from .venv, whatever is installed elsewhere
 export JUPYTER_PREFER_ENV_PATH = 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
+# small tensors gain nothing from a second thread and lose much when processes share the cores
+book test refresh: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help book test test-site test-browser lab serve refresh lint clean
 
@@ -30,8 +32,6 @@ book: $(READY)
 	$(BIN)/jupyter-book build . -W -n --keep-going
 	@echo "open $(SITE)/index.html, or run make serve"
 
-# one thread a process: the two pytest workers fill two cores, and small tensors gain nothing from more
-test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env \
 		--ignore tests/site/test_browser.py tests notebooks

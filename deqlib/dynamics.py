@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy.integrate import DOP853
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm  # not tqdm.auto: its notebook bar ignores "only in a terminal"
 
 Params = TypeVar("Params", bound=tuple[Tensor, ...])
 Loss = Callable[[Params], Tensor]
@@ -73,11 +73,12 @@ class Trajectory(Generic[Params]):
         return _like(self.theta, [part[-1] for part in self.theta])
 
     def at(self, t: float) -> Params:
-        """The parameters of a flow at time t, from the integrator's dense output (order 7)."""
+        """The parameters of a flow at any t in [0, t_end], from dense output of order 7."""
         if self.dense is None:
-            raise ValueError("t: a descent has no dense output; index theta by record instead")
-        if not 0 <= t <= float(self.t[-1]):
-            raise ValueError(f"t is {t}; it must lie in [0, {float(self.t[-1])}]")
+            raise ValueError(
+                "this trajectory has no dense output (a descent, or a flow run with dense=False); "
+                "index theta by record instead"
+            )
         return self.dense(t)
 
 
@@ -100,6 +101,13 @@ def _check(theta: tuple[Tensor, ...], batch_ndim: int) -> torch.Size:
     for i, p in enumerate(theta):
         if not p.dtype.is_floating_point or not bool(p.isfinite().all()):
             raise ValueError(f"theta0[{i}] must hold finite floating-point numbers")
+        if p.dtype != theta[0].dtype or p.device != theta[0].device:
+            raise ValueError(
+                f"theta0[{i}] is {p.dtype} on {p.device} and theta0[0] is {theta[0].dtype} on "
+                f"{theta[0].device}; all must agree"
+            )
+        if p.numel() == 0:
+            raise ValueError(f"theta0[{i}] has shape {tuple(p.shape)}; it must not be empty")
     return theta[0].shape[:batch_ndim]
 
 
@@ -126,16 +134,35 @@ def _evaluate(loss: Loss[Params], theta: Params, batch: torch.Size) -> Tensor:
 
 
 def autograd(loss: Loss[Params]) -> Gradient[Params]:
-    """The gradient of each problem's loss by automatic differentiation."""
+    """The gradient of each problem's loss by automatic differentiation.
+
+    A parameter that the loss does not use has gradient 0.
+    """
 
     def gradient(theta: Params) -> Params:
         with torch.enable_grad():
             parts = [p.detach().requires_grad_() for p in theta]
             total = loss(_like(theta, parts)).sum()
-            grads = torch.autograd.grad(total, parts)
+            grads = torch.autograd.grad(total, parts, materialize_grads=True)
         return _like(theta, grads)
 
     return gradient
+
+
+def _direction(loss: Loss[Params], grad: Gradient[Params] | None) -> Gradient[Params]:
+    """The given gradient, its shapes checked at every call, or that of autograd."""
+    if grad is None:
+        return autograd(loss)
+
+    def checked(theta: Params) -> Params:
+        slope = grad(theta)
+        shapes = [tuple(p.shape) for p in slope]
+        due = [tuple(p.shape) for p in theta]
+        if shapes != due:
+            raise ValueError(f"grad returned shapes {shapes}; they must be {due}")
+        return _like(theta, [p.detach() for p in slope])
+
+    return checked
 
 
 def _report(trajectory: Trajectory[Params], throw: bool) -> Trajectory[Params]:
@@ -171,6 +198,7 @@ def gradient_flow(
     atol: float = 1e-12,
     max_steps: int = 100_000,
     batch_ndim: int = 0,
+    dense: bool = True,
     throw: bool = True,
     progress: bool | None = None,
 ) -> Trajectory[Params]:
@@ -184,45 +212,59 @@ def gradient_flow(
             other direction may stand here: the run follows θ̇ = −grad(θ).
         times: increasing times in [0, t_end] to record; 101 equal ones when absent.
         rtol, atol: tolerance of every accepted step *for each problem*: the root mean square of
-            error/(atol + rtol·|θ|) over a problem's parameters stays below 1. (All problems share
-            one step; the integrator's own norm runs over the whole batch, so both are divided by
-            the square root of the number of problems.)
+            (estimated error)/(atol + rtol·|θ|) over a problem's parameters stays below 1. (All
+            problems share one step; the integrator's own norm runs over the whole batch, so both
+            are divided by the square root of the number of problems; the quotient of rtol is kept
+            above 1e-13, the least that rounding allows.) The integrator works in float64; loss
+            and gradient are called in the dtype and on the device of theta0.
         max_steps: cap on accepted steps; what reaches it is `Outcome.STUCK`.
         batch_ndim: how many leading dimensions number the problems.
+        dense: keep every step's interpolant for ``at(t)``. It costs three gradients and the
+            memory of eight copies of θ a step; without it only ``times`` are kept.
         throw: raise when a problem does not finish; otherwise report it in ``outcome``.
         progress: show a bar; by default only in a terminal and after a second.
 
     Returns:
-        `Trajectory` with dense output ``at(t)``. A problem that stops early is frozen there.
+        `Trajectory`. A problem that stops early is frozen at its last valid point.
 
     Raises:
         RunStoppedError: with ``throw``, when a problem stops early (it holds the trajectory).
         ValueError, TypeError: for wrong input.
     """
     batch = _check(theta0, batch_ndim)
-    if not t_end > 0:
-        raise ValueError(f"t_end is {t_end}; it must be positive")
+    if not 0 < t_end < float("inf"):
+        raise ValueError(f"t_end is {t_end}; it must be positive and finite")
+    if not (rtol > 0 and atol > 0 and max_steps >= 1):
+        raise ValueError(
+            f"rtol is {rtol}, atol {atol}, max_steps {max_steps}; all three must be positive"
+        )
     like = theta0[0]
-    grid = torch.linspace(0, t_end, 101, dtype=torch.float64) if times is None else times.double()
-    if grid.ndim != 1 or bool((grid.diff() <= 0).any()) or grid[0] < 0 or grid[-1] > t_end:
+    if times is None:
+        times = torch.linspace(0, t_end, 101, dtype=torch.float64)
+    grid = times.detach().double().cpu()
+    if grid.ndim != 1 or not (
+        len(grid) and bool((grid.diff() > 0).all()) and grid[0] >= 0 and grid[-1] <= t_end
+    ):
         raise ValueError(f"times must increase strictly within [0, t_end = {t_end}]")
-    field_ = autograd(loss) if grad is None else grad
+    direction = _direction(loss, grad)
 
-    problems = max(batch.numel(), 1)
-    flat0 = torch.cat([p.detach().reshape(problems, -1) for p in theta0], dim=1)
+    # The integrator's state is (problems, n), float64, on the CPU.
+    problems = batch.numel()
     sizes = [p.numel() // problems for p in theta0]
+
+    def flatten(theta: Params) -> Tensor:
+        joined = torch.cat([p.detach().reshape(problems, -1) for p in theta], dim=1)
+        return joined.double().cpu()
 
     def unflatten(flat: Tensor) -> Params:
         parts = flat.to(like).split(sizes, dim=1)
-        return _like(
-            theta0, [x.reshape(p.shape) for x, p in zip(parts, theta0, strict=True)]
-        )
+        return _like(theta0, [x.reshape(p.shape) for x, p in zip(parts, theta0, strict=True)])
 
     def value(flat: Tensor) -> Tensor:
         with torch.no_grad():
-            return _evaluate(loss, unflatten(flat), batch).reshape(problems).double()
+            return _evaluate(loss, unflatten(flat), batch).reshape(problems).double().cpu()
 
-    full = flat0.double().clone()
+    full = flatten(theta0).clone()
     if not bool(value(full).isfinite().all()):
         raise ValueError("theta0 has a loss that is not finite; start where the loss is finite")
     active = torch.ones(problems, dtype=torch.bool)
@@ -232,12 +274,21 @@ def gradient_flow(
     def rhs(_: float, y: np.ndarray) -> np.ndarray:
         state = full.clone()
         state[active] = torch.from_numpy(y).reshape(int(active.sum()), -1)
-        slope = field_(unflatten(state))
-        joined = torch.cat([p.detach().reshape(problems, -1) for p in slope], dim=1)
-        return -joined.double()[active].reshape(-1).numpy()
+        return -flatten(direction(unflatten(state)))[active].reshape(-1).numpy()
 
-    pieces: list[tuple[Tensor, Callable[[float], np.ndarray]]] = []  # who moved, and how
+    # One piece a step: who moved, how, and the frozen states of the others.
+    pieces: list[tuple[Tensor, Callable[[float], np.ndarray]]] = []
     ends: list[float] = []
+
+    def between(piece: tuple[Tensor, Callable[[float], np.ndarray]], s: float) -> Tensor:
+        moved, interpolant = piece
+        state = full.clone()
+        there = torch.from_numpy(interpolant(s)).reshape(-1, full.shape[1])
+        going = stopped >= s
+        state[moved & going] = there[going[moved]]
+        return state
+
+    records: list[Tensor] = []
     t, steps = 0.0, 0
     bar = tqdm(
         total=float(t_end), desc="gradient flow", delay=1.0, leave=False, unit="t",
@@ -260,36 +311,42 @@ def gradient_flow(
                 full[active] = torch.from_numpy(solver.y).reshape(int(active.sum()), -1)
                 lost = active & ~(value(full).isfinite() & full.isfinite().all(1))
                 full[lost] = before[lost]
-                pieces.append((active, solver.dense_output()))
-                ends.append(float(solver.t))
+                outcome[lost], stopped[lost] = int(Outcome.NOT_FINITE), float(solver.t_old)
                 bar.update(float(solver.t) - t)
                 t = float(solver.t)
+                wanted = len(records) < len(grid) and float(grid[len(records)]) <= t
+                if dense or wanted:
+                    piece = (active, solver.dense_output())
+                    while len(records) < len(grid) and float(grid[len(records)]) <= t:
+                        records.append(between(piece, float(grid[len(records)])))
+                    if dense:
+                        pieces.append(piece)
+                        ends.append(t)
         if bool(lost.any()):
-            outcome[lost], stopped[lost] = int(Outcome.NOT_FINITE), float(solver.t_old)
             active = active & ~lost
         elif solver.status == "failed":
-            # The step size went to zero: stop the problem that moves fastest, keep the others.
-            slope = torch.from_numpy(rhs(t, solver.y)).reshape(int(active.sum()), -1).norm(dim=1)
-            culprit = active.nonzero().squeeze(1)[slope.nan_to_num(torch.inf).argmax()]
-            outcome[culprit], stopped[culprit] = int(Outcome.STUCK), t
+            # The step size went to zero. The stages of the last trial step say whose fault it is:
+            # they are not finite, or they spread most. Stop those problems, keep the others.
+            stages = torch.from_numpy(solver.K).reshape(len(solver.K), -1, full.shape[1])
+            spread = (stages - stages[0]).norm(dim=2).amax(0).nan_to_num(nan=torch.inf)
+            culprits = active.nonzero().squeeze(1)[spread == spread.max()]
+            outcome[culprits], stopped[culprits] = int(Outcome.STUCK), t
             active = active.clone()
-            active[culprit] = False
+            active[culprits] = False
         elif solver.status == "running":
             outcome[active], stopped[active] = int(Outcome.STUCK), t
             active = torch.zeros_like(active)
     bar.close()
 
-    def dense_flat(s: float) -> Tensor:
-        state = full.clone()
-        i = bisect_left(ends, s)
-        if i < len(pieces):
-            moved, interpolant = pieces[i]
-            there = torch.from_numpy(interpolant(s)).reshape(-1, full.shape[1])
-            going = stopped >= s
-            state[moved & going] = there[going[moved]]
-        return state
+    records += [full] * (len(grid) - len(records))  # after the last step nothing moves
 
-    record = torch.stack([dense_flat(float(s)) for s in grid])
+    def at(s: float) -> Params:
+        if not 0 <= s <= t_end:
+            raise ValueError(f"t is {s}; it must lie in [0, {t_end}]")
+        i = bisect_left(ends, s)
+        return unflatten(between(pieces[i], s) if i < len(pieces) else full)
+
+    record = torch.stack(records)
     theta = _like(
         theta0,
         [
@@ -305,7 +362,7 @@ def gradient_flow(
         outcome=outcome.reshape(batch),
         stopped=stopped.reshape(batch),
         steps=steps,
-        dense=lambda s: unflatten(dense_flat(s)),
+        dense=at if dense else None,
     )
     return _report(trajectory, throw)
 
@@ -328,18 +385,18 @@ class StepState(Generic[Params]):
 
 
 class StepRule(Protocol):
-    """A step rule: the state of the run ↦ step sizes of shape (*batch)."""
+    """A step rule: the state of the run ↦ step sizes, one for all or of shape (*batch)."""
 
-    def __call__(self, state: StepState[Any], /) -> Tensor: ...
+    def __call__(self, state: StepState[Any], /) -> Tensor | float: ...
 
 
 @dataclass(frozen=True)
 class Backtracking:
     """Armijo's rule: the largest η = grow·η_last·shrink^j with L(θ − η∇L) ≤ L − c η |∇L|².
 
-    Each problem of the batch finds its own step. The first trial is ``initial``. After
-    ``max_halvings`` reductions the step is 0 and the problem rests, which at a minimiser is right
-    and elsewhere shows in the recorded loss.
+    Each problem of the batch finds its own step. The first trial is ``initial``. Where the
+    gradient is 0, or ``max_halvings`` reductions do not help, the step is 0 and the problem rests
+    from then on: at a minimiser that is right, and elsewhere it shows in the recorded loss.
     (Armijo 1966; Nocedal and Wright, Numerical Optimization, algorithm 3.1.)
     """
 
@@ -352,20 +409,20 @@ class Backtracking:
     def __post_init__(self) -> None:
         if not (self.initial > 0 and 0 < self.shrink < 1 <= self.grow and 0 < self.c < 1):
             raise ValueError(f"{self}; it must have initial > 0, 0 < shrink < 1 ≤ grow, 0 < c < 1")
+        if self.max_halvings < 1:
+            raise ValueError(f"max_halvings is {self.max_halvings}; it must be at least 1")
 
     def __call__(self, state: StepState[Any], /) -> Tensor:
         value = state.value
         squared = torch.zeros_like(value)
         for part in state.grad:
             squared = squared + part.square().reshape(*value.shape, -1).sum(-1)
-        last = state.last
-        eta = torch.full_like(value, self.initial)
-        if last is not None:
-            eta = torch.where(last > 0, self.grow * last, eta)
+        eta = torch.full_like(value, self.initial) if state.last is None else self.grow * state.last
+        eta = torch.where(squared == 0, 0.0, eta)
         for _ in range(self.max_halvings):
             trial = state.loss(_moved(state.theta, state.grad, eta))
             # ``not ≤`` also refuses a loss that is NaN.
-            refused = ~(trial <= value - self.c * eta * squared)
+            refused = (eta > 0) & ~(trial <= value - self.c * eta * squared)
             if not bool(refused.any()):
                 return eta
             eta = torch.where(refused, self.shrink * eta, eta)
@@ -394,8 +451,8 @@ def gradient_descent(
     Args:
         loss: θ ↦ (*batch), one loss a problem.
         theta0: tuple of tensors (*batch, …), finite.
-        step: a positive number; a tensor (*batch) of them; or a rule `StepState` ↦ (*batch), for
-            example `Backtracking`.
+        step: a positive number; a tensor (*batch) of them; or a rule that maps a `StepState` to
+            such numbers (0 is allowed: the problem rests), for example `Backtracking`.
         steps: how many, at least 1.
         grad: θ ↦ ∇L(θ) as the same tuple; automatic differentiation of ``loss`` when absent.
         record_every: keep every so many iterates (the first and the last are always kept).
@@ -419,21 +476,26 @@ def gradient_descent(
         rule = step
     else:
         constant = torch.as_tensor(step, dtype=theta0[0].dtype, device=theta0[0].device)
-        if constant.shape not in (torch.Size(), batch) or not bool((constant > 0).all()):
-            raise ValueError(f"step is {step}; it must be positive, of shape () or {tuple(batch)}")
+        if constant.shape not in (torch.Size(), batch) or not bool(
+            ((constant > 0) & constant.isfinite()).all()
+        ):
+            raise ValueError(
+                f"step is {step}; it must be positive and finite, of shape () or {tuple(batch)}"
+            )
         constant = constant.expand(batch)
 
         def rule(state: StepState[Any], /) -> Tensor:
             return constant
 
-    gradient = autograd(loss) if grad is None else grad
+    gradient = _direction(loss, grad)
+    device = theta0[0].device
     theta = _like(theta0, [p.detach().clone() for p in theta0])
     with torch.no_grad():
         value = _evaluate(loss, theta, batch)
         if not bool(value.isfinite().all()):
             raise ValueError("theta0 has a loss that is not finite; start where the loss is finite")
-        outcome = torch.zeros(batch, dtype=torch.int64)
-        stopped = torch.full(batch, float(steps), dtype=torch.float64)
+        outcome = torch.zeros(batch, dtype=torch.int64, device=device)
+        stopped = torch.full(batch, float(steps), dtype=torch.float64, device=device)
         kept, thetas, values = [0], [theta], [value]
         eta: Tensor | None = None
         taken = 0
@@ -442,14 +504,18 @@ def gradient_descent(
             disable=None if progress is None else not progress,
         ):  # fmt: skip
             g = gradient(theta)
-            eta = rule(StepState(k, theta, value, g, eta, loss))
-            if eta.shape != batch:
+            chosen = rule(StepState(k, theta, value, g, eta, loss))
+            eta = torch.as_tensor(chosen, dtype=value.dtype, device=value.device)
+            if eta.shape not in (torch.Size(), batch):
                 raise ValueError(
-                    f"step returned shape {tuple(eta.shape)}; it must be {tuple(batch)}"
+                    f"step returned shape {tuple(eta.shape)}; it must be () or {tuple(batch)}"
                 )
+            eta = eta.expand(batch)
+            going = outcome == Outcome.FINISHED
+            if bool((going & ~((eta >= 0) & eta.isfinite())).any()):
+                raise ValueError(f"step returned {eta} at step {k}; it must be finite and ≥ 0")
             proposal = _moved(theta, g, eta)
             proposed = _evaluate(loss, proposal, batch)
-            going = outcome == Outcome.FINISHED
             lost = going & ~_finite(proposal, proposed)
             outcome[lost], stopped[lost] = int(Outcome.NOT_FINITE), float(k)
             going = going & ~lost
@@ -463,7 +529,7 @@ def gradient_descent(
                 )  # fmt: skip
                 value = torch.where(going, proposed, value)
             taken = k + 1
-            over = not bool(going.any()) and going.numel() > 0
+            over = not bool(going.any())
             if taken % record_every == 0 or taken == steps or over:
                 kept.append(taken)
                 thetas.append(theta)

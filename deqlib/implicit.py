@@ -265,6 +265,9 @@ class _Problem:
         b = g.reshape(B, n)
         skip = self.bad.reshape(B) | ~b.isfinite().all(dim=1)
         b = b.masked_fill(skip[:, None], 0)
+        scale = b.abs().amax(dim=1)  # the squares of a small cotangent would underflow
+        scale = torch.where(scale > 0, scale, 1)
+        b = b / scale[:, None]
 
         def accepted(residual: Tensor, u: Tensor) -> Tensor:
             return residual <= torch.minimum(
@@ -295,7 +298,7 @@ class _Problem:
         failed = torch.where(self.bad, self.forward.status, Status.NOT_FINITE).reshape(B)
         norm = vector_norm(g.reshape(B, n), dim=1).nan_to_num(nan=torch.inf)
         report = LinearSolve(
-            residual=torch.where(skip, norm, residual).reshape(batch),
+            residual=torch.where(skip, norm, scale * residual).reshape(batch),
             iterations=torch.where(skip, 0, iterations).reshape(batch),
             status=torch.where(skip, failed, status).reshape(batch),
             transposed=transposed,
@@ -305,7 +308,7 @@ class _Problem:
             raise NotConvergedError(
                 f"adjoint of an equilibrium, tol={self.tol:.3g}, max_iter={self.max_iter}", report
             )
-        return u.reshape(g.shape)
+        return (scale[:, None] * u).reshape(g.shape)
 
 
 # ------------------------------------------------------------------- the implicit function theorem

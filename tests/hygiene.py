@@ -154,6 +154,9 @@ def code_cell(cell: dict[str, Any]) -> Iterator[str]:
 def image(cell: dict[str, Any], images: list[dict[str, Any]]) -> Iterator[str]:
     if len(images) > 1:
         yield f"{len(images)} figures in one cell share one caption; one figure a cell"
+    rich = [o for o in cell["outputs"] if o["output_type"] in ("display_data", "execute_result")]
+    if len(rich) > len(images):
+        yield "glued or displayed values beside a figure would take the figure's name; another cell"
     if any("image/svg+xml" in output["data"] for output in images):
         yield "an SVG figure, whose ids and dates differ from run to run"
     mystnb = cell["metadata"].get("mystnb", {})

@@ -91,9 +91,9 @@ def test_theorem_is_proved_after_it_is_stated(label: str) -> None:
 
 def test_labels_are_unique_and_no_file_names() -> None:
     labels = [one.label for one in DIRECTIVES if one.label]
-    labels += [
-        label for text in TEXTS.values() for label in re.findall(r"^\(([\w-]+)\)=$", text, re.M)
-    ]
+    for text in TEXTS.values():
+        labels += re.findall(r"^\(([\w-]+)\)=$", text, flags=re.M)
+        labels += re.findall(r"^\$\$[ ]*\(([\w-]+)\)[ ]*$", text, flags=re.M)
     repeated = [label for label, count in Counter(labels).items() if count > 1]
     assert repeated == []
     assert set(labels).isdisjoint(path.stem for path in TEXTS)

@@ -117,6 +117,11 @@ def lose_name(notebook: Notebook) -> None:
     del cell(notebook, "drawn")["metadata"]["mystnb"]["figure"]["name"]
 
 
+def glue_beside_figure(notebook: Notebook) -> None:
+    glued = {"output_type": "display_data", "metadata": {}, "data": {"text/plain": "'1'"}}
+    cell(notebook, "drawn")["outputs"].append(glued)
+
+
 def repeat_id(notebook: Notebook) -> None:
     cell(notebook, "said")["id"] = "check"
 
@@ -197,6 +202,7 @@ def store_widget(notebook: Notebook) -> None:
         (lose_alt, "alternative text"),
         (lose_caption, "without a caption"),
         (lose_name, "without a name"),
+        (glue_beside_figure, "beside a figure"),
         (repeat_id, "used twice"),
         (say_where, "machine's path"),
         (print_digits, "another machine may not share"),

@@ -105,7 +105,7 @@ def test_dropping_a_necessary_hypothesis_breaks_it_and_an_unnecessary_one_does_n
 
 
 def test_instances_outside_the_hypotheses_are_refused() -> None:
-    with pytest.raises(ValueError, match="slack -0.5 in hypothesis 'above-one'"):
+    with pytest.raises(ValueError, match=r"slack -0\.5 in hypothesis 'above-one'"):
         verify(Outside(), 3)
 
 

@@ -2,14 +2,16 @@
 
 No number on the ledger page is typed. Each build draws the instances again, measures them, drops
 each hypothesis in turn, and writes what it saw. Whatever is not as the statement says is a
-warning, and `make book` treats warnings as errors.
+warning, and `make book` treats warnings as errors. What was seen is kept beside the notebooks'
+stored runs, in a folder that changes with deqlib, so an unchanged deqlib is not checked twice.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -19,6 +21,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 if TYPE_CHECKING:
+    from deqlib.theorems import Theorem
     from deqlib.theorems.ledger import Row
 
 logger = logging.getLogger(__name__)
@@ -50,7 +53,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
     )
 
 
-def details(row: Row, links: Sequence[str]) -> list[str]:
+def details(row: Row) -> list[str]:
     """One theorem: statement, where it stands, and what each hypothesis is worth."""
     theorem, verdict = row.theorem, row.verdict
     hypotheses = []
@@ -68,9 +71,9 @@ def details(row: Row, links: Sequence[str]) -> list[str]:
         theorem.statement,
         "",
         f"Stated and proved as {{prf:ref}}`{theorem.label}` in "
-        f"{{doc}}`/notebooks/{theorem.chapter}`. In code: {', '.join(links)}. "
-        f"The instance that fits worst is number {verdict.worst_index} of seed {verdict.seed}, "
-        f"in the conclusion “{verdict.worst_conclusion}”.",
+        f"{{doc}}`/notebooks/{theorem.chapter}`. The instance that fits worst "
+        f"is number {verdict.worst_index} of seed {verdict.seed}, in the conclusion "
+        f"“{verdict.worst_conclusion}”.",
         "",
         *list_table(["Hypothesis", "It says", "Its part", "Without it, the check"], hypotheses),
     ]
@@ -81,15 +84,31 @@ class Ledger(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         from deqlib.theorems import THEOREMS
-        from deqlib.theorems.ledger import ledger
 
         self.env.note_reread()
-        draws, seed = self.options.get("draws", 200), self.options.get("seed", 0)
+        page = self.page(self.options.get("draws", 200), self.options.get("seed", 0))
+        for surprise in page["surprises"]:
+            logger.warning(surprise, location=self.get_location())
+        sections = [self.section(THEOREMS[label], page["details"][label]) for label in THEOREMS]
+        return [*self.parsed(page["summary"]), *sections]
+
+    def page(self, draws: int, seed: int) -> dict[str, Any]:
+        """The page's lines of MyST, from this build or from one with the same deqlib."""
+        from deqlib.theorems import THEOREMS
+        from deqlib.theorems.ledger import ledger
+
+        stored = Path(self.config.nb_execution_cache_path) / f"ledger-{draws}-{seed}.json"
+        if stored.is_file():
+            return json.loads(stored.read_text(encoding="utf-8"))
         rows = ledger(THEOREMS.values(), draws, seed, progress=False)
-        for row in rows:
-            for surprise in row.surprises:
-                logger.warning("%s: %s", row.theorem.label, surprise, location=self.get_location())
-        return [*self.parsed(summary(rows)), *map(self.section, rows)]
+        page = {
+            "summary": summary(rows),
+            "details": {row.theorem.label: details(row) for row in rows},
+            "surprises": [f"{row.theorem.label}: {said}" for row in rows for said in row.surprises],
+        }
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        stored.write_text(json.dumps(page), encoding="utf-8")
+        return page
 
     def parsed(self, lines: list[str]) -> list[nodes.Node]:
         parent = nodes.Element()
@@ -97,19 +116,19 @@ class Ledger(SphinxDirective):
         self.state.nested_parse(StringList(lines, source=source), 0, parent)
         return parent.children
 
-    def section(self, row: Row) -> nodes.Element:
-        name = f"ledger-{row.theorem.label}"
+    def section(self, theorem: Theorem[Any], lines: list[str]) -> nodes.Element:
+        name = f"ledger-{theorem.label}"
         section = nodes.section(ids=[name], names=[name])
         self.state.document.note_explicit_target(section)
-        title, messages = self.state.inline_text(row.theorem.title, self.lineno)
-        section += [nodes.title(row.theorem.title, "", *title), *messages]
-        section += self.parsed(details(row, self.links(row)))
+        title, messages = self.state.inline_text(theorem.title, self.lineno)
+        section += [nodes.title(theorem.title, "", *title), *messages]
+        section += self.parsed([*lines, "", f"In code: {', '.join(self.links(theorem))}."])
         return section
 
-    def links(self, row: Row) -> list[str]:
+    def links(self, theorem: Theorem[Any]) -> list[str]:
         """The theorem's file and its tests, on the public host."""
         root = Path(self.env.srcdir)
-        code = Path(*type(row.theorem).__module__.split(".")).with_suffix(".py")
+        code = Path(*type(theorem).__module__.split(".")).with_suffix(".py")
         tests = [p.relative_to(root) for p in sorted(root.glob(f"tests/**/test_{code.stem}.py"))]
         options = self.config.html_theme_options
         blob = f"{options['repository_url']}/blob/{options['repository_branch']}"

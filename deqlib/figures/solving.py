@@ -28,7 +28,7 @@ def cobwebs(
     the iteration climbs from `start`: up to the map, across to the diagonal, and so on.
     """
     rows = -(-len(cases) // columns)
-    figure, axes = new(rows, columns, width=7.0, height=2.7 * rows + 0.1, sharex=True, sharey=True)
+    figure, axes = new(rows, columns, width=6.2, height=2.4 * rows + 0.2, sharex=True, sharey=True)
     grid = torch.linspace(-reach, reach, 301, dtype=torch.float64)
     with style():
         for axis, (a, tau) in zip(axes.flat, cases, strict=False):
@@ -67,7 +67,7 @@ def histories(
     legend: str = "upper right",
 ) -> Figure:
     """Size of a residual or an error (logarithmic) over the steps, with a bound dashed."""
-    figure, axes = new(height=3.5)
+    figure, axes = new(width=6.2, height=3.4)
     axis = axes[0, 0]
     with style():
         for (name, values), marker in zip(curves.items(), "os^Dv", strict=False):
@@ -91,7 +91,7 @@ def certificates(factor: ArrayLike, ratios: Mapping[str, ArrayLike]) -> Figure:
     and 1/(1 + L) below are dashed.
     """
     L = np.asarray(factor, dtype=float)
-    figure, axes = new(height=3.5)
+    figure, axes = new(width=6.2, height=3.4)
     axis = axes[0, 0]
     with style():
         for (name, ratio), marker in zip(ratios.items(), "os^", strict=False):
@@ -114,7 +114,7 @@ def damping(
     """
     grid = np.asarray(tau, dtype=float)
     factors = np.abs(1 - grid * (1 - np.asarray(eigenvalues)[:, None]))
-    figure, axes = new(height=3.5)
+    figure, axes = new(width=6.2, height=3.4)
     axis = axes[0, 0]
     with style():
         axis.axhspan(1, 2.0, color="#F1E4DC", linewidth=0)

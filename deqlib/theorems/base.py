@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Generator
-from tqdm.auto import tqdm
+from tqdm import tqdm  # not tqdm.auto: its notebook bar ignores "only in a terminal"
 
 Kind = Literal["identity", "bound", "rate", "asymptotic", "evidence"]
 Instance = TypeVar("Instance")

@@ -15,11 +15,13 @@ from deqlib.theorems.base import Hypothesis, Measurement, Theorem
 
 EPS = torch.finfo(torch.float64).eps
 RTOL, ATOL = 1e-9, 1e-12
-STEPS = 25
+STEPS = 10
 
-Adjoint = Callable[[LinearDEQ, Tensor, Tensor, Tensor], Tensor]
-"""(θ, X, z, Y) ↦ q (n, p): what a backward pass claims the adjoint of each sample to be."""
+Adjoint = Callable[[LinearDEQ, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(θ, X, z, Y, t) ↦ q (n, p): what a backward pass claims the adjoint of each sample to be."""
 Optimiser = Callable[[list[Tensor]], torch.optim.Optimizer]
+State = tuple[Tensor, Tensor, Tensor]
+"""(W, U, t): the parameters and the clock."""
 
 
 # Adjoints. The first four are gradients, each of its own loss; the others are gradients of nothing.
@@ -28,7 +30,7 @@ Optimiser = Callable[[list[Tensor]], torch.optim.Optimizer]
 def exact_adjoint(slope: Callable[[Tensor, Tensor], Tensor]) -> Adjoint:
     """q = (I − W)⁻ᵀ ∂ℓ(z, y)/∂z: the true backward pass of the loss with this slope."""
 
-    def adjoint(theta: LinearDEQ, X: Tensor, z: Tensor, Y: Tensor) -> Tensor:
+    def adjoint(theta: LinearDEQ, X: Tensor, z: Tensor, Y: Tensor, t: Tensor) -> Tensor:
         return torch.linalg.solve(linear.resolvent_inverse(theta).mT, slope(z, Y).mT).mT
 
     return adjoint
@@ -54,19 +56,19 @@ def log_cosh(z: Tensor, y: Tensor) -> Tensor:
     return torch.tanh(z - y)
 
 
-def jacobian_free(theta: LinearDEQ, X: Tensor, z: Tensor, Y: Tensor) -> Tensor:
+def jacobian_free(theta: LinearDEQ, X: Tensor, z: Tensor, Y: Tensor, t: Tensor) -> Tensor:
     """JFB: q = ∂ℓ/∂z, as if (I − W)⁻ᵀ were the identity."""
     return z - Y
 
 
-def neumann(theta: LinearDEQ, X: Tensor, z: Tensor, Y: Tensor) -> Tensor:
+def neumann(theta: LinearDEQ, X: Tensor, z: Tensor, Y: Tensor, t: Tensor) -> Tensor:
     """Two terms of the Neumann series, q = (I + Wᵀ) ∂ℓ/∂z."""
     return (z - Y) + (z - Y) @ theta.W
 
 
-def garbage(theta: LinearDEQ, X: Tensor, z: Tensor, Y: Tensor) -> Tensor:
-    """An adjoint that has nothing to do with any loss."""
-    return torch.sin(3 * X.sum(-1, keepdim=True) + z) + theta.U.mean() * Y
+def garbage(theta: LinearDEQ, X: Tensor, z: Tensor, Y: Tensor, t: Tensor) -> Tensor:
+    """An adjoint that has nothing to do with any loss, and changes with time."""
+    return torch.sin(3 * X.sum(-1, keepdim=True) + z + 5 * t) + theta.U.mean() * Y
 
 
 ADJOINTS: dict[str, Adjoint] = {
@@ -91,6 +93,11 @@ def picard(theta: LinearDEQ, X: Tensor) -> Tensor:
     for _ in range(3):
         z = z @ theta.W.mT + X @ theta.U.mT
     return z
+
+
+def symmetric(step: LinearDEQ) -> LinearDEQ:
+    """Training W = (B + Bᵀ)/2 through B moves W along the symmetric part of its gradient."""
+    return LinearDEQ((step.W + step.W.mT) / 2, step.U)
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ class ConservationLaw(Theorem[Instance]):
     kind = "identity"
     chapter = "06_conservation_law"
     statement = (
-        r"Let $z=(I-W)^{-1}Ux$ and let $q(x,t)\in\mathbb R^p$ be arbitrary. If "
+        r"Let $(I-W)z=Ux$ and let $q(x,t)\in\mathbb R^p$ be arbitrary. If "
         r"$\dot W=-\mathbb E[qz^\top]$ and $\dot U=-\mathbb E[qx^\top]$, then "
         r"$C=(I-W)(I-W)^\top+UU^\top$ is constant. One step of size $\eta$ along the same "
         r"direction, $g=[-\mathbb E[qz^\top],\,\mathbb E[qx^\top]]$, gives "
@@ -145,29 +152,58 @@ class ConservationLaw(Theorem[Instance]):
     @property
     def drop(self) -> dict[str, Callable[[Generator, int], list[Instance]]]:
         def each(change: Callable[[Instance, int], Instance]) -> Callable[..., list[Instance]]:
+            # A symmetric W is no constraint when p = 1, so here p ≥ 2.
             return lambda generator, n: [
-                change(one, index) for index, one in enumerate(self.draw(generator, n))
+                change(self._one(generator, index, least_p=2), index) for index in range(n)
             ]
 
         return {
-            "exact-equilibrium": each(lambda one, _: replace(one, forward=picard)),
+            "exact-equilibrium": each(self._truncated),
             "plain-step": each(self._other_optimiser),
-            "free-parameters": each(lambda one, _: replace(one, tie=symmetric)),
+            "free-parameters": each(self._tied),
             "continuous-time": each(lambda one, _: replace(one, euler=True)),
         }
 
-    def _one(self, generator: Generator, index: int) -> Instance:
-        # The tied case needs p ≥ 2, and one size range for all keeps the draws comparable.
-        p = int(torch.randint(2, 5, (), generator=generator))
+    def _one(self, generator: Generator, index: int, least_p: int = 1) -> Instance:
+        """Any size, any adjoint; every third start nearly singular, κ(S) up to 10⁴ and beyond.
+
+        The run lasts for the time in which the first speed covers half the distance from I − W to
+        the singular matrices: an arbitrary q may lead there, and no integrator could follow.
+        """
+
+        def uniform() -> float:
+            return float(torch.rand((), generator=generator, dtype=torch.float64))
+
+        p = int(torch.randint(least_p, 5, (), generator=generator))
         d = int(torch.randint(1, 5, (), generator=generator))
         theta = linear.random_start(generator, p, d)
-        X = torch.randn(12, d, generator=generator, dtype=torch.float64)
+        if index % 3 == 2:
+            left, sigma, right = torch.linalg.svd(linear.resolvent_inverse(theta))
+            sigma[-1] = 10 ** -(0.5 + uniform())
+            P = left @ torch.diag(sigma) @ right
+            theta = LinearDEQ(torch.eye(p, dtype=P.dtype) - P, theta.U)
+        scales = torch.logspace(0, -2 * uniform(), d, dtype=torch.float64)
+        X = torch.randn(12, d, generator=generator, dtype=torch.float64) * scales
         Y = torch.randn(12, p, generator=generator, dtype=torch.float64).sign() * 2
-        name = list(ADJOINTS)[index % len(ADJOINTS)]
-        learning_rate = 0.02
-        return Instance(
-            theta, X, Y, name, plain(learning_rate), learning_rate, 0.5, linear.predict
-        )
+        adjoint = list(ADJOINTS)[index % len(ADJOINTS)]
+        one = Instance(theta, X, Y, adjoint, plain(1.0), 1.0, 1.0, linear.predict)
+        first = self.field(one, theta, torch.zeros((), dtype=torch.float64))
+        distance = torch.linalg.svdvals(linear.resolvent_inverse(theta))[-1]
+        t_end = min(0.5, float(distance / torch.cat([first.W, first.U], dim=-1).norm() / 2))
+        rate = t_end / STEPS
+        return replace(one, optimiser=plain(rate), learning_rate=rate, t_end=t_end)
+
+    @staticmethod
+    def _truncated(one: Instance, index: int) -> Instance:
+        # ‖W‖₂ = 0.8, so that three Picard steps are well short of the equilibrium.
+        W = one.theta.W * (0.8 / torch.linalg.matrix_norm(one.theta.W, 2))
+        return replace(one, theta=LinearDEQ(W, one.theta.U), forward=picard)
+
+    @staticmethod
+    def _tied(one: Instance, index: int) -> Instance:
+        W = (one.theta.W + one.theta.W.mT) / 2
+        W = W * (0.8 / torch.linalg.matrix_norm(W, 2))
+        return replace(one, theta=LinearDEQ(W, one.theta.U), tie=symmetric)
 
     @staticmethod
     def _other_optimiser(one: Instance, index: int) -> Instance:
@@ -186,9 +222,10 @@ class ConservationLaw(Theorem[Instance]):
 
     def slack(self, instance: Instance) -> dict[str, float]:
         theta, X = instance.theta, instance.X
-        z = instance.forward(theta, X)
+        P, z = linear.resolvent_inverse(theta), instance.forward(theta, X)
         forced = X @ theta.U.mT
-        residual = (z @ linear.resolvent_inverse(theta).mT - forced).norm() / forced.norm()
+        # Relative to the terms that are subtracted, as a backward stable solver promises it.
+        residual = (z @ P.mT - forced).norm() / (P.norm() * z.norm() + forced.norm())
         return {
             "exact-equilibrium": 1e-12 - float(residual),
             "plain-step": 1.0 if instance.plain else -1.0,
@@ -196,77 +233,86 @@ class ConservationLaw(Theorem[Instance]):
             "continuous-time": -1.0 if instance.euler else 1.0,
         }
 
-    def field(self, instance: Instance, theta: LinearDEQ) -> LinearDEQ:
+    def field(self, instance: Instance, theta: LinearDEQ, t: Tensor) -> LinearDEQ:
         """(E[q zᵀ], E[q xᵀ]): the direction that W and U move against."""
         z = instance.forward(theta, instance.X)
-        q = ADJOINTS[instance.adjoint](theta, instance.X, z, instance.Y)
+        q = ADJOINTS[instance.adjoint](theta, instance.X, z, instance.Y, t)
         step = linear.direction(q, z, instance.X)
         return step if instance.tie is None else instance.tie(step)
 
     def measure(self, instance: Instance) -> dict[str, Measurement]:
-        drift, allowed, moved = (
-            self._descent_drift(instance) if instance.euler else self._flow_drift(instance)
-        )
-        excess, rounding, moved_by_steps = self._step_identity(instance)
-        return {
-            "C is constant": Measurement(drift, allowed, moved),
-            "C₊ = C + η² g gᵀ": Measurement(excess, rounding, moved_by_steps),
-        }
+        start, end, grown, rounding = self._descend(instance)
+        C = linear.invariant(start)
+        change = linear.invariant(end) - C
+        moved = _moved(start, end)
+        identity = Measurement(float((change - grown).norm() / C.norm()), rounding, moved)
+        if instance.euler:
+            constant = Measurement(float(change.norm() / C.norm()), rounding, moved)
+        else:
+            constant = self._flow_drift(instance)
+        return {"C is constant": constant, "C₊ = C + η² g gᵀ": identity}
 
-    def _flow_drift(self, instance: Instance) -> tuple[float, float, float]:
-        """Relative change of C along the integrated flow, and what its tolerance allows."""
-        start = instance.theta
+    def _flow_drift(self, instance: Instance) -> Measurement:
+        """Relative change of C along the integrated flow, and what its tolerance allows.
+
+        q may depend on time, so the clock is integrated along. Should q drive I − W to a singular
+        matrix all the same, C is read at the last step before.
+        """
+        theta, clock = instance.theta, torch.zeros((), dtype=torch.float64)
+
+        def against(state: State) -> State:
+            W, U, t = state
+            return (*self.field(instance, LinearDEQ(W, U), t), -torch.ones_like(t))
+
         run = gradient_flow(
-            lambda theta: theta.U.sum(),  # a finite number to watch: q need not have a loss
-            start,
+            lambda state: state[1].sum(),  # a finite number to watch: q need not have a loss
+            (*theta, clock),
             instance.t_end,
-            grad=lambda theta: self.field(instance, theta),
-            times=torch.tensor([0.0, instance.t_end]),
+            grad=against,
+            times=torch.tensor([0.0, instance.t_end], dtype=torch.float64),
             rtol=RTOL,
             atol=ATOL,
+            max_steps=1000,
+            dense=False,
+            progress=False,
+            throw=False,
         )
-        C = linear.invariant(start)
-        length = float(torch.stack([linear.rows(start).norm(), linear.rows(run.end).norm()]).max())
-        # C is constant along every solution of the flow, so a step's local error e changes C by
-        # at most 2|N||e| and nothing amplifies it later. The integrator keeps the root mean
-        # square of e below rtol|N| + atol: |e| ≤ √(number of parameters)·(rtol|N| + atol).
-        count = sum(x.numel() for x in start) ** 0.5
-        allowed = run.steps * 2 * length * count * (RTOL * length + ATOL) / float(C.norm())
-        drift = float((linear.invariant(run.end) - C).norm() / C.norm())
-        return drift, allowed, _moved(start, run.end)
-
-    def _descent_drift(self, instance: Instance) -> tuple[float, float, float]:
-        """The same for descent with steps of 0.02: not constant, by far more than rounding."""
-        start, end, _ = self._descend(instance)
-        C = linear.invariant(start)
+        end = LinearDEQ(*run.end[:2])
+        C = linear.invariant(theta)
+        # C is constant along every solution, so the local error e of a step changes it by at most
+        # 2|N||e| (to first order), and no later step amplifies that. The integrator keeps the root
+        # mean square of e over the m unknowns below rtol|θ| + atol, so |e| ≤ √m (rtol|θ| + atol);
+        # |N|² = tr C on the way, and |θ| ≤ |N| + |I|.
+        length = float(linear.rows(theta).norm())
+        unknowns = sum(x.numel() for x in theta) + 1
+        size = length + theta.W.shape[0] ** 0.5 + instance.t_end
+        local = unknowns**0.5 * (RTOL * size + ATOL)
+        allowed = run.steps * 2 * length * local / float(C.norm())
         drift = float((linear.invariant(end) - C).norm() / C.norm())
-        return drift, 1e3 * STEPS * EPS, _moved(start, end)
+        return Measurement(drift, allowed, _moved(theta, end))
 
-    def _step_identity(self, instance: Instance) -> tuple[float, float, float]:
-        """‖C_K − C₀ − η² Σ g gᵀ‖/‖C₀‖ over K steps of the optimiser, and its rounding error."""
-        start, end, grown = self._descend(instance)
-        C = linear.invariant(start)
-        excess = float((linear.invariant(end) - C - grown).norm() / C.norm())
-        kappa = float(torch.linalg.cond(linear.resolvent_inverse(start)))
-        # Each step solves with P (relative error about p·eps·κ) and adds two outer products.
-        return excess, 1e3 * STEPS * EPS * kappa, _moved(start, end)
+    def _descend(self, instance: Instance) -> tuple[LinearDEQ, LinearDEQ, Tensor, float]:
+        """K optimiser steps: start, end, η² Σ g gᵀ, and the rounding error of C relative to C.
 
-    def _descend(self, instance: Instance) -> tuple[LinearDEQ, LinearDEQ, Tensor]:
-        """K optimiser steps: start, end and η² Σ g gᵀ."""
+        A step rounds N, by eps|N|, and so C by 2 eps|N|². It also solves with P: a backward
+        stable z leaves a residual of p·eps|P||z|, which enters C as 2η|q| times itself. The two
+        add up to about 2p·eps(|N|² + η|g||N|); twice that is allowed, for the products' rounding.
+        """
         W, U = (x.clone() for x in instance.theta)
         optimiser = instance.optimiser([W, U])
-        grown = torch.zeros_like(W)
-        for _ in range(STEPS):
-            W.grad, U.grad = self.field(instance, LinearDEQ(W, U))
+        eta = instance.learning_rate
+        grown, rounded = torch.zeros_like(W), 0.0
+        for k in range(STEPS):
+            theta, t = LinearDEQ(W, U), torch.tensor(k * eta, dtype=W.dtype)
+            N = linear.rows(theta)
+            W.grad, U.grad = self.field(instance, theta, t)
             g = torch.cat([-W.grad, U.grad], dim=-1)
-            grown += instance.learning_rate**2 * g @ g.mT
+            grown += eta**2 * g @ g.mT
+            rounded += float(N.norm() + eta * g.norm()) ** 2
             optimiser.step()
-        return instance.theta, LinearDEQ(W, U), grown
-
-
-def symmetric(step: LinearDEQ) -> LinearDEQ:
-    """Training W = (B + Bᵀ)/2 through B moves W along the symmetric part of its gradient."""
-    return LinearDEQ((step.W + step.W.mT) / 2, step.U)
+        C = linear.invariant(instance.theta)
+        rounding = 4 * W.shape[0] * EPS * rounded / float(C.norm())
+        return instance.theta, LinearDEQ(W, U), grown, rounding
 
 
 def _moved(start: LinearDEQ, end: LinearDEQ) -> float:

@@ -187,7 +187,7 @@ class PicardRate(Theorem[Instance]):
             "‖z_k − z*‖ ≤ ‖f(z_k) − z_k‖/(1 − L)": at_most_one(
                 error * (1 - L) / (residual + 2 * unit)
             ),
-            "fewer than one start fails to converge": Measurement(
+            "every start converges": Measurement(
                 float((~found.converged).sum()), 1 - EPS, activity
             ),
             "z_(k+1) = (1 − τ) z_k + τ f(z_k)": Measurement(off, unit, activity),

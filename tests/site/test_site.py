@@ -96,9 +96,10 @@ def test_local_links_and_anchors_resolve(site: Path) -> None:
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if not target.is_file():
                 broken.append(f"{path.relative_to(site)}: {address}")
-            elif parts.fragment and target.suffix == ".html":
-                if unquote(parts.fragment) not in anchors(target):
-                    broken.append(f"{path.relative_to(site)}: no anchor {address}")
+                continue
+            has_anchors = parts.fragment and target.suffix == ".html"
+            if has_anchors and unquote(parts.fragment) not in anchors(target):
+                broken.append(f"{path.relative_to(site)}: no anchor {address}")
     assert broken == []
 
 
