@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from deqlib.theorems.any_step import AnyStep
+from deqlib.theorems.approximate_backward import ApproximateBackward
 from deqlib.theorems.base import Hypothesis, Kind, Measurement, Theorem, Verdict, verify
 from deqlib.theorems.conservation_law import ConservationLaw
 from deqlib.theorems.implicit_gradient import ImplicitGradient
@@ -21,6 +23,8 @@ THEOREMS: dict[str, Theorem[Any]] = {
         ImplicitGradient(),
         LinearGradient(),
         ConservationLaw(),
+        AnyStep(),
+        ApproximateBackward(),
     )
 }
 
