@@ -84,7 +84,7 @@ def test_a_wrong_adjoint_keeps_the_law_and_loses_the_curve(
 
     monkeypatch.setattr(module, "approximate_adjoint", shuffled)
     start, S, A = module._problems(Generator().manual_seed(1), 5, 1, 4)
-    for one in module._run(start, S, A, 0.5, *module._schemes(5, 0)):
+    for one in module._run(start, S, A, 0.02, *module._schemes(5, 0)):
         if one.least > 0:
             found = LAW.measure(one)
             assert found[CONSTANT].margin >= 0
