@@ -8,13 +8,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from deqlib.theorems.adaptive_descent import AdaptiveDescent
 from deqlib.theorems.any_step import AnyStep
 from deqlib.theorems.approximate_backward import ApproximateBackward
 from deqlib.theorems.base import Hypothesis, Kind, Measurement, Theorem, Verdict, verify
 from deqlib.theorems.conservation_law import ConservationLaw
+from deqlib.theorems.conservation_law_complete import ConservationLawComplete
+from deqlib.theorems.descent_rate import DescentRate
+from deqlib.theorems.flow_rate import FlowRate
+from deqlib.theorems.grassmannian_flow import GrassmannianFlow
 from deqlib.theorems.implicit_gradient import ImplicitGradient
 from deqlib.theorems.linear_gradient import LinearGradient
 from deqlib.theorems.picard_rate import PicardRate
+from deqlib.theorems.picard_safe import PicardSafe
+from deqlib.theorems.readout import Readout
+from deqlib.theorems.sphere_limit import SphereLimit
+from deqlib.theorems.well_conditioned import WellConditioned
 
 THEOREMS: dict[str, Theorem[Any]] = {
     theorem.label: theorem
@@ -23,8 +32,17 @@ THEOREMS: dict[str, Theorem[Any]] = {
         ImplicitGradient(),
         LinearGradient(),
         ConservationLaw(),
+        ConservationLawComplete(),
+        WellConditioned(),
+        SphereLimit(),
+        PicardSafe(),
+        FlowRate(),
+        DescentRate(),
+        AdaptiveDescent(),
         AnyStep(),
         ApproximateBackward(),
+        GrassmannianFlow(),
+        Readout(),
     )
 }
 
