@@ -38,7 +38,7 @@ def near_singular(u: Tensor, a: Tensor, slope: float, edge: float) -> Figure:
         bound_line(radius, [0, len(r) - 1], [edge, edge], label="predicted edge")
         radius.set(xlabel="step", ylabel="radius $r_k$", ylim=(0, None))
         radius.legend(loc="lower right")
-        plane.legend(loc="upper left", fontsize=8.5, handlelength=1.2, borderaxespad=0)
+        plane.legend(loc="lower left", fontsize=8.5, handlelength=1.2, borderaxespad=0)
     return figure
 
 
@@ -56,7 +56,7 @@ def absorbed(step: Tensor, start: Tensor, end: Tensor) -> Figure:
         low, high = float(step.min()), float(step.max())
         bound_line(axis, [low, high], [1, 1], label="edge of stability")
         axis.set(xlabel="step size / what the flow's limit bears", ylabel="radius / edge radius")
-        axis.legend(loc="upper right")
+        axis.legend(loc="upper left")
     return figure
 
 
@@ -96,6 +96,9 @@ def step_panels(panels: Sequence[tuple[str, Tensor, Tensor]], edge: Sequence[flo
             bound_line(low, [0, len(loss) - 1], [edge[column]] * 2)
             top.set_title(title)
             low.set_xlabel("step")
+            low.minorticks_off()
+            low.set_yticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
+            low.set_ylim(0.15, 5)
         axes[0, 0].set_ylabel("loss")
         axes[1, 0].set_ylabel("radius $r_k$")
     return figure
