@@ -105,6 +105,15 @@ def adaptive_step(S: Tensor, A: Tensor) -> Callable[[StepState[Any]], Tensor]:
     return rule
 
 
+def adaptive_ceiling(theta: LinearDEQ, S: Tensor, A: Tensor) -> Tensor:
+    """Θ = λ_max(C₀) + λ_min(C₀)(exp(25 L₀/(36 λ_max(S))) − 1), above λ_max(C_k) for all k.
+
+    Source: theorem `adaptive-descent`.
+    """
+    low, high = extremes(linear.invariant(theta))
+    return high + low * torch.expm1(25 * linear.loss(theta, S, A) / (36 * extremes(S)[1]))
+
+
 def edge_radius(eta: Tensor | float, S: Tensor, A: Tensor) -> Tensor:
     """r_EoS for one output: r² = (η/2)(1 + |A|²) λ_max(S^½ (I + AᵀA) S^½) (`any-step`).
 
@@ -113,6 +122,26 @@ def edge_radius(eta: Tensor | float, S: Tensor, A: Tensor) -> Tensor:
     half = root(S)
     top = extremes(half @ gram(A) @ half)[1]
     return (eta / 2 * (1 + A.square().sum((-2, -1))) * top).sqrt()
+
+
+def exact_step(
+    theta: LinearDEQ, eta: Tensor, S: Tensor, A: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What one step of size η (*batch) does, without making it: (F₊ − F, L₊ − L, first-order part).
+
+    F₊ − F = −η M (I + ηΓ)⁻¹ q K  and  L₊ − L = −η⟨(I + ηΓ)⁻¹ Y, Y⟩ + ½ tr(Δ S Δᵀ), where Y = q K^½
+    and Δ = F₊ − F; the last item returned is ⟨(I + ηΓ)⁻¹ Y, Y⟩. Exact for every η for which
+    I + ηΓ is invertible. Source: lemma `exact-step`.
+    """
+    P, F = linear.resolvent_inverse(theta), linear.equilibrium_map(theta)
+    q = linear.gradient(theta, S, A).U
+    Gamma = torch.linalg.solve(P.mT, (q @ F.mT).mT).mT
+    eye = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
+    resolvent_q = torch.linalg.solve(eye + eta[..., None, None] * Gamma, q)
+    first = (resolvent_q * (q @ gram(F))).sum((-2, -1))
+    Delta = -torch.linalg.solve(P, eta[..., None, None] * (resolvent_q @ gram(F)))
+    second = 0.5 * ((Delta @ S) * Delta).sum((-2, -1))
+    return Delta, second - eta * first, first
 
 
 @dataclass(frozen=True)
@@ -155,10 +184,7 @@ def descent_slacks(
     Gamma = torch.linalg.solve(P.mT, (g.U @ F.mT).mT).mT
     gamma = torch.linalg.matrix_norm(Gamma, 2)
     e = eta * gamma
-    eye = torch.eye(P.shape[-1], dtype=P.dtype)
-    resolvent_q = torch.linalg.solve(eye + step * Gamma, g.U)
-    first = (resolvent_q * (g.U @ gram(F))).sum((-2, -1))
-    Delta = linear.equilibrium_map(after) - F
+    Delta, _, first = exact_step(theta, eta, S, A)
     second = 0.5 * ((Delta @ S) * Delta).sum((-2, -1))
     growth = extremes(linear.invariant(after) - C0)[1]
     mu = extremes(S)[0] / (extremes(C0)[1] + 2 * eta * L0)
