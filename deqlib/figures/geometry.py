@@ -74,7 +74,8 @@ def hemisphere(
         axis.scatter(*path[0], color="white", edgecolor=colour, s=40, zorder=6)
     best = np.array([*A.flatten().tolist(), 1.0])
     axis.scatter(*(best / np.linalg.norm(best)), color=INK, marker="*", s=130, zorder=8)
-    axis.text(0.75, -0.85, -0.12, "equator: $a=1$, $L=\\infty$", color="#8A5A00", zorder=9)
+    axis.text2D(0.03, 0.93, "brown rim: the equator, $a=1$, where $L=\\infty$\nstar: the minimiser",
+                transform=axis.transAxes, va="top")  # fmt: skip
     axis.set(xlabel="$u_1/r$", ylabel="$u_2/r$", zlabel="$(1-a)/r$",
              xlim=(-1, 1), ylim=(-1, 1), zlim=(0, 1))  # fmt: skip
     axis.set_box_aspect((1, 1, 0.5), zoom=1.25)
@@ -148,7 +149,7 @@ def saddle(
     grid = np.linspace(-1.6, 1.6, 200)
     top.plot(grid, -grid, color=GREY, linewidth=1)
     top.plot(grid, grid, color=GREY, linewidth=1)
-    top.text(-1.5, 1.33, "$|u|=|v|$: no gap", color="#5B6770")
+    top.text(-1.55, -1.25, "between the grey lines\nthe gap is open", color="#5B6770")
     for (name, (t, u, v, loss, bound)), colour in zip(paths.items(), CYCLE, strict=False):
         top.plot(u, v, color=colour, linewidth=2.2)
         top.plot(u[0], v[0], "o", color="white", markeredgecolor=colour)
@@ -158,10 +159,11 @@ def saddle(
             bound_line(bottom, t, bound, label="_", alpha=0.8)
     top.plot(0, 0, "X", color=INK, markersize=9)
     top.text(0.06, 0.06, "saddle")
-    top.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), xlabel="$u$", ylabel="$v$")
+    top.set(xlim=(-1.6, 1.6), ylim=(-1.4, 0.4), xlabel="$u$", ylabel="$v$")
     top.set_title("where training goes")
+    top.set_aspect("equal")
     bound_line(bottom, [], [], label="bound")
     bottom.set(xlabel="time t", ylabel="loss", ylim=(1e-6, 6 * target**2))
     bottom.set_title("the loss, and what the gap promises")
-    bottom.legend(loc="lower left")
+    bottom.legend(loc="lower right")
     return figure
