@@ -149,7 +149,7 @@ def saddle(
     grid = np.linspace(-1.6, 1.6, 200)
     top.plot(grid, -grid, color=GREY, linewidth=1)
     top.plot(grid, grid, color=GREY, linewidth=1)
-    top.text(-1.55, -1.25, "between the grey lines\nthe gap is open", color="#5B6770")
+    top.text(-0.4, -1.33, "between the grey lines\nthe gap is open", color="#5B6770")
     for (name, (t, u, v, loss, bound)), colour in zip(paths.items(), CYCLE, strict=False):
         top.plot(u, v, color=colour, linewidth=2.2)
         top.plot(u[0], v[0], "o", color="white", markeredgecolor=colour)
