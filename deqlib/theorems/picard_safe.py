@@ -99,7 +99,7 @@ class PicardSafe(Theorem[Instance]):
         "full-rank": Hypothesis(r"$S=\mathbb E[xx^\top]$ is invertible.", necessary=False),
     }
     least_activity = 1e-4
-    times = torch.cat([torch.zeros(1), torch.logspace(-5, 0, 40)]).double() * END
+    times = torch.cat([torch.zeros(1), torch.logspace(-5, 0, 40)]).double() * END / 2
 
     # Draws ------------------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ class PicardSafe(Theorem[Instance]):
         pick = torch.arange(n)
         A, N = A[pick, first], side * N[pick, first]
         theta = LinearDEQ(1 - N[..., :1], N[..., 1:])
-        S = restrict(random_moment(generator, n, WIDTH, 30.0), used)
+        S = restrict(random_moment(generator, n, WIDTH, 10.0), used)
         S = settle(S, A, SphereLimit.limit(theta, A))
         if singular:
             S = blind(S, used)
@@ -177,7 +177,7 @@ class PicardSafe(Theorem[Instance]):
 
         theta, S, A = example()
         theta, S, A = LinearDEQ(near(theta.W), near(theta.U)), S.expand(n, 1, 1), near(A)
-        times = torch.linspace(0, 0.3, 16, dtype=torch.float64)
+        times = torch.linspace(0, 0.25, 11, dtype=torch.float64)
         path = flow(theta, S, A, times)
         return [
             Instance(S[i], A[i], times, LinearDEQ(path.W[:, i], path.U[:, i])) for i in range(n)
@@ -210,7 +210,7 @@ class PicardSafe(Theorem[Instance]):
 
         # The forward pass at every record, for an input with U x = (1, …, 1).
         forced = torch.ones(len(rho), p, dtype=A.dtype)
-        count = 1 + math.ceil(math.log(ACCURACY) / math.log(float(rho.max().clamp(max=0.999))))
+        count = 1 + math.ceil(math.log(ACCURACY) / math.log(float(rho.max().clamp(max=0.99))))
         done = solve(
             lambda z: (path.W @ z[..., None])[..., 0] + forced,
             torch.zeros_like(forced),
