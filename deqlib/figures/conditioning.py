@@ -34,7 +34,7 @@ def half_planes(W: Tensor, U: Tensor, A: float, reach: float = 3.2) -> Figure:
         axis.axhspan(0, 2, color="#DCEBF5", linewidth=0, zorder=0)
         axis.axhline(0, color=CYCLE[1], linewidth=2.4)
         axis.text(reach, 0.06, "wall: $a=1$, loss infinite", ha="right", color=CYCLE[1])
-        axis.text(reach, 1.78, "Picard converges: $|a|<1$", ha="right", color=CYCLE[0])
+        axis.text(0.1 - reach, 1.75, "Picard converges: $|a|<1$", color=CYCLE[0])
         axis.plot(A * grid, grid, linestyle=":", color=INK, label="minimisers")
         for i in range(P.shape[1]):
             above = bool(P[0, i] > 0)
@@ -79,7 +79,7 @@ def bands(t: ArrayLike, runs: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
         axes[0, 0].set_ylabel("singular values of $I-W$")
         axes[1, 0].set_ylabel(r"$\|F\|_2$")
         axes[0, 0].legend(loc="lower right", fontsize=10)
-        axes[1, 0].legend(loc="lower right", fontsize=10)
+        axes[1, -1].legend(loc="upper right", fontsize=10)
     return figure
 
 
@@ -117,7 +117,7 @@ def depths(t: ArrayLike, radii: Mapping[str, ArrayLike], counts: Mapping[str, Ar
         axes[0, 0].set_ylabel(r"spectral radius $\rho(W)$")
         axes[1, 0].set_ylabel("evaluations of the layer")
         axes[1, 0].set_xlabel("time $t$")
-        axes[0, 0].legend(loc="center left", fontsize=10)
+        axes[1, 0].legend(*axes[0, 0].get_legend_handles_labels(), loc="upper left", fontsize=10)
     return figure
 
 
