@@ -76,9 +76,7 @@ def hessian_spectrum(theta: LinearDEQ, S: Tensor, A: Tensor) -> tuple[Tensor, Te
 def smoothness(theta: LinearDEQ, S: Tensor, A: Tensor) -> Tensor:
     """Λ = λ_max(S)(1 + Φ²)²/λ_min(C₀): steps up to 1/(4Λ) are proved safe (`descent-rate`)."""
     phi = map_bound(theta, S, A)
-    return (
-        extremes(S)[1] * (1 + phi.square()).square() / extremes(linear.invariant(theta))[0]
-    )
+    return extremes(S)[1] * (1 + phi.square()).square() / extremes(linear.invariant(theta))[0]
 
 
 def local_smoothness(theta: LinearDEQ, S: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:

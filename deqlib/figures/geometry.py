@@ -43,9 +43,7 @@ def _curve(axis: Any, points: np.ndarray, colour: str, width: float, order: int)
         axis.plot(*shown.T, color=colour, linewidth=width, alpha=alpha, zorder=order)
 
 
-def hemisphere(
-    W: Tensor, U: Tensor, S: Tensor, A: Tensor, levels: Sequence[float]
-) -> Figure:
+def hemisphere(W: Tensor, U: Tensor, S: Tensor, A: Tensor, levels: Sequence[float]) -> Figure:
     """The unit sphere of directions (u₁, u₂, 1 − a), level sets of the loss, and paths on it.
 
     Paths W (T, runs, 1, 1), U (T, runs, 1, 2). A level set is an ellipse of the plane 1 − a = 1,

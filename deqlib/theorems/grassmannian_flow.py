@@ -116,9 +116,7 @@ class GrassmannianFlow(Theorem[Instance]):
         groups = min(n, 8)
         instances: list[Instance] = []
         for k in range(groups):
-            p, d = (
-                int(torch.randint(low, 5, (), generator=generator)) for low in (least_p, 1)
-            )
+            p, d = (int(torch.randint(low, 5, (), generator=generator)) for low in (least_p, 1))
             size = n // groups + (k < n % groups)
             training = trainings[k % len(trainings)]
             problem, F, C = _problems(generator, size, p, d, k % 2 == 1, isotropic)

@@ -201,9 +201,7 @@ def _times(theta: ReadoutDEQ, S: Tensor) -> Tensor:
     """Until the bound has fallen by `FALL`, or until `STIFFNESS` is reached."""
     Y, Z = readout.factors(theta)
     fastest = extremes(S)[1] * extremes(gram(Y.mT))[1] * extremes(gram(Z))[1]
-    return torch.minimum(
-        math.log(FALL) / (2 * readout.pl_constant(theta, S)), STIFFNESS / fastest
-    )
+    return torch.minimum(math.log(FALL) / (2 * readout.pl_constant(theta, S)), STIFFNESS / fastest)
 
 
 def _gapped(
