@@ -376,6 +376,18 @@ def test_the_krylov_recursion_is_not_believed():
     assert (vector_norm(g - (u - u @ W), dim=1) <= 2e-14 * vector_norm(u, dim=1)).all()
 
 
+def test_an_unfinished_adjoint_is_never_worse_than_none():
+    # Where BiCGStab's residual is above the start's when the cap comes, the start u = 0 is kept.
+    W, x, _, z0 = contraction(0, n=20, d=20, batch=20)
+    W = (3 * W / torch.linalg.eigvals(W).abs().max()).detach().requires_grad_()
+    x = x.detach().requires_grad_()
+    options = {"method": "newton", "direct_below": KRYLOV, "adjoint_max_iter": 9, "throw": False}
+    e = equilibrium(lambda z: z @ W.T + x, z0, **options)
+    (u,) = grad(e.z.sum(), x)
+    assert (e.adjoint[0].residual <= math.sqrt(20)).all()
+    torch.testing.assert_close(e.adjoint[0].residual, vector_norm(1 - (u - u @ W), dim=1))
+
+
 @both
 def test_a_huge_solution_of_a_nearly_singular_system_is_not_accepted(direct_below):
     # Rounding makes this singular matrix invertible: u is then 1e16 and its relative residual tiny.
