@@ -21,7 +21,7 @@ from deqlib.dynamics import (
 )
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=15)
-FLOWS = settings(deadline=None, derandomize=True, max_examples=6)
+FLOWS = settings(deadline=None, derandomize=True, max_examples=4)
 SEEDS = st.integers(0, 2**31 - 1)
 F64 = torch.float64
 
