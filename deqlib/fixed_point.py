@@ -206,8 +206,7 @@ class Newton:
             better = r < (1 - 1e-4 * t) * r_base  # false for NaN
             if better.any():
                 A = torch.eye(z.shape[1], dtype=z.dtype, device=z.device) - jacobian(f, z)
-                new, info = torch.linalg.solve_ex(A, g)
-                new = torch.where((info == 0)[:, None], new, torch.nan)
+                new, _ = torch.linalg.solve_ex(A, g)  # not finite where A is singular
                 base = torch.where(better[:, None], z, base)
                 s = torch.where(better[:, None], new, s)
                 r_base = torch.where(better, r, r_base)

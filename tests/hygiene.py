@@ -31,7 +31,8 @@ GLOBAL_RANDOMNESS = re.compile(
 )
 UNSEEDED_DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial"}
 UNSEEDABLE_DRAWS = {"rand_like", "randn_like", "randint_like"}
-TOO_MANY_DIGITS = re.compile(r"(?<![\w.])-?\d+\.\d{7,}")
+DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+")
+MOST_DIGITS = 6
 
 
 def code(cell: dict[str, Any]) -> str:
@@ -145,8 +146,9 @@ def code_cell(cell: dict[str, Any]) -> Iterator[str]:
             yield "a stored widget, which no static page can show"
         if found := MACHINE_PATH.search(text_of(output)):
             yield f"a machine's path in its output, {found.group(0)}"
-        if found := TOO_MANY_DIGITS.search(text_of(output)):
-            yield f"prints {found.group(0)}: digits that another machine may not share"
+        for number in DECIMAL.findall(text_of(output)):
+            if len(number.replace(".", "").lstrip("0")) > MOST_DIGITS:
+                yield f"prints {number}: digits that another machine may not share"
     if "execution" in cell["metadata"]:
         yield "stores when it ran; `make refresh` drops that"
 

@@ -21,7 +21,7 @@ from deqlib.dynamics import (
 )
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=15)
-FLOWS = settings(deadline=None, derandomize=True, max_examples=6)
+FLOWS = settings(deadline=None, derandomize=True, max_examples=4)
 SEEDS = st.integers(0, 2**31 - 1)
 F64 = torch.float64
 
@@ -191,7 +191,7 @@ def test_a_blow_up_is_reported_and_the_others_go_on() -> None:
 def test_a_blow_up_throws_and_the_error_holds_the_run() -> None:
     start = (torch.tensor([1.0, 2.0], dtype=F64),)
     with pytest.raises(RunStoppedError, match=r"1 of 2 problems did not finish .* t = 0\.5") as e:
-        gradient_flow(blow_up, start, 2.0, batch_ndim=1)
+        gradient_flow(blow_up, start, 2.0, batch_ndim=1, rtol=1e-4, dense=False)
     assert e.value.trajectory.finished.tolist() == [False, True]
 
 

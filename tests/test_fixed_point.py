@@ -173,6 +173,18 @@ def test_anderson_takes_the_picard_step_where_the_extrapolation_is_wild():
     assert points == pytest.approx([0, 1, 2, 3, 4], abs=1e-6)
 
 
+def test_anderson_forgets_a_history_that_misled_it():
+    # The slope seen at 0 and 1 sends it to −100, where the residual is 2500 and not 0.
+    points = []
+
+    def f(z):
+        points.append(z.item())
+        return z + 1 + 0.01 * z + (-50 - z).clamp(min=0) ** 2
+
+    solve(f, torch.zeros(1, dtype=f64), throw=False, max_iter=4)
+    assert points == pytest.approx([0, 1, -100, -100 + 2500], rel=1e-6)
+
+
 def test_newton_is_quadratic():
     f, z0 = torch.cos, torch.zeros(1, dtype=f64)
     residual = [

@@ -154,6 +154,23 @@ def test_closed_form_implicit_unrolled_and_differences_agree(seed, rho, n, direc
     assert implicit[0].sum().item() == pytest.approx(difference, rel=1e-5, abs=1e-5)
 
 
+@both
+def test_third_derivatives_agree_with_the_unrolled_iteration(direct_below):
+    W, U, x, z0 = contraction(15, n=2, rho=0.5)
+    f = lambda z: torch.tanh(z @ W.T + x @ U.T)  # noqa: E731
+    y = z0
+    for _ in range(50):
+        y = f(y)
+    thirds = []
+    for z in (equilibrium(f, z0, direct_below=direct_below).z, y):
+        value = z[:, 0].sum()
+        for _ in range(3):
+            derivatives = grad(value, (W, U), create_graph=True)
+            value = sum((t * torch.arange(4.0).reshape(t.shape)).sum() for t in derivatives)
+        thirds.append(derivatives)
+    torch.testing.assert_close(*thirds, rtol=1e-7, atol=1e-8)
+
+
 def test_float32_as_float64():
     W, U, x, z0 = contraction(3)
     exact = grad(tanh(W, U, x, z0).sum(), (W, U, x))
@@ -345,6 +362,41 @@ def test_the_adjoint_is_as_exact_as_the_forward_tolerance_asks():
     assert error == sorted(error, reverse=True)
     assert products == sorted(products)
     assert error[0] > 1e-8  # a loose tolerance is not solved exactly in secret
+
+
+def test_the_krylov_recursion_is_not_believed():
+    # Here its residual meets the tolerance where the true one is ten times too large.
+    W, x, _, z0 = contraction(0, n=20, d=20, batch=20)
+    W = (3 * W / torch.linalg.eigvals(W).abs().max()).detach().requires_grad_()
+    x = x.detach().requires_grad_()
+    e = equilibrium(lambda z: z @ W.T + x, z0, method="newton", tol=1e-14, direct_below=KRYLOV)
+    (g,) = draw(1, (20, 20))
+    (u,) = grad(e.z, x, g.detach())
+    assert e.adjoint[0].converged.all()
+    assert (vector_norm(g - (u - u @ W), dim=1) <= 2e-14 * vector_norm(u, dim=1)).all()
+
+
+def test_an_unfinished_adjoint_is_never_worse_than_none():
+    # Where BiCGStab's residual is above the start's when the cap comes, the start u = 0 is kept.
+    W, x, _, z0 = contraction(0, n=20, d=20, batch=20)
+    W = (3 * W / torch.linalg.eigvals(W).abs().max()).detach().requires_grad_()
+    x = x.detach().requires_grad_()
+    options = {"method": "newton", "direct_below": KRYLOV, "adjoint_max_iter": 9, "throw": False}
+    e = equilibrium(lambda z: z @ W.T + x, z0, **options)
+    (u,) = grad(e.z.sum(), x)
+    assert (e.adjoint[0].residual <= math.sqrt(20)).all()
+    torch.testing.assert_close(e.adjoint[0].residual, vector_norm(1 - (u - u @ W), dim=1))
+
+
+@both
+def test_a_huge_solution_of_a_nearly_singular_system_is_not_accepted(direct_below):
+    # Rounding makes this singular matrix invertible: u is then 1e16 and its relative residual tiny.
+    A = torch.arange(1.0, 10.0, dtype=f64).reshape(3, 3) / 8
+    W = (torch.eye(3, dtype=f64) - A).requires_grad_()
+    start = torch.tensor([[1.0, -2.0, 1.0]], dtype=f64)  # A start = 0
+    e = equilibrium(lambda z: z @ W.T, start, direct_below=direct_below, throw=False)
+    grad(e.z[0, 0], W)
+    assert not e.adjoint[0].converged
 
 
 @both

@@ -9,7 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
-SOURCES = ("_config.yml", "_toc.yml", "book/**/*", "notebooks/*.ipynb", "deqlib/**/*.py")
+SOURCES = (
+    "_config.yml",
+    "_toc.yml",
+    "book/*.*",
+    "book/_ext/*.py",
+    "book/_static/*",
+    "notebooks/*.ipynb",
+    "deqlib/**/*.py",
+)
 
 
 def why_not() -> str | None:
