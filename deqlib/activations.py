@@ -46,6 +46,21 @@ class Link:
         """Whether φ never decreases, as the theory asks."""
         return self.alpha >= 0
 
+    def secant(self, s: Tensor, t: Tensor) -> Tensor:
+        """Slope (φ(s) − φ(t))/(s − t) of the secant between s and t, which broadcast.
+
+        It lies in [α, β], is φ′ where s = t, and is never worse than rounding makes it: where the
+        two points are closer than 1e-5 (1 + |s|) and no kink lies between them, the derivative at
+        their middle stands for the quotient (an error of |s − t|²|φ‴|/24).
+        """
+        h = s - t
+        close = (h.abs() <= 1e-5 * (1 + s.abs())) & (
+            (self.derivative(s) - self.derivative(t)).abs() <= 1e-3 * self.beta
+        )
+        quotient = (self(s) - self(t)) / torch.where(h == 0, torch.ones_like(h), h)
+        slope = torch.where(close | (h == 0), self.derivative(t + h / 2), quotient)
+        return slope.clamp(self.alpha, self.beta)
+
     def check(self, generator: torch.Generator, n: int = 2000, reach: float = 20.0) -> None:
         """Hold value, derivative, inverse and slope bounds against each other on n random points.
 
@@ -102,6 +117,34 @@ def leaky_relu(leak: float = 0.2) -> Link:
         lambda s: torch.where(s >= 0, torch.ones_like(s), torch.full_like(s, leak)),
         lambda z: torch.where(z >= 0, z, z / leak),
         leak,
+        1.0,
+    )
+
+
+def smooth_leaky_relu(leak: float = 0.2) -> Link:
+    """φ(s) = leak·s + (1 − leak) log(1 + eˢ), with 0 < leak ≤ 1. Slopes in [leak, 1]."""
+    if not 0 < leak <= 1:
+        raise ValueError(f"leak is {leak}; it must lie in (0, 1]")
+    return Link(
+        f"smooth leaky ReLU {leak:g}",
+        lambda s: leak * s + (1 - leak) * softplus(s),
+        lambda s: leak + (1 - leak) * torch.sigmoid(s),
+        None,
+        leak,
+        1.0,
+    )
+
+
+def linear_plus_tanh(share: float = 0.3) -> Link:
+    """φ(s) = share·s + (1 − share) tanh s, with 0 < share ≤ 1. Slopes in [share, 1]."""
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}; it must lie in (0, 1]")
+    return Link(
+        f"{share:g} s + {1 - share:g} tanh s",
+        lambda s: share * s + (1 - share) * torch.tanh(s),
+        lambda s: share + (1 - share) * (1 - torch.tanh(s).square()),
+        None,
+        share,
         1.0,
     )
 
@@ -168,7 +211,21 @@ LINKS: dict[str, Link] = {
     link.name: link
     for link in (
         identity, tanh, logistic, arctan, softsign, softplus, relu,
-        leaky_relu(0.2), weakly_nonlinear(0.5), gelu,
+        leaky_relu(0.2), smooth_leaky_relu(0.2), linear_plus_tanh(0.3), weakly_nonlinear(0.5), gelu,
     )
 }  # fmt: skip
 """The book's links by name. GELU stands there as the one that the theory does not cover."""
+
+
+def register(link: Link, *, seed: int = 0, n: int = 5000) -> Link:
+    """Check a link of your own (`Link.check`, n points) and add it to `LINKS`; returns it.
+
+    Raises:
+        ValueError: where value, derivative, inverse and slope bounds contradict each other, or
+            where another link has this name.
+    """
+    if link.name in LINKS and LINKS[link.name] is not link:
+        raise ValueError(f"link.name is {link.name!r}; another link of LINKS has this name")
+    link.check(torch.Generator().manual_seed(seed), n)
+    LINKS[link.name] = link
+    return link

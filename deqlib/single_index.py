@@ -1,0 +1,335 @@
+r"""The deep equilibrium single-index model z = φ(a z + wᵀx).
+
+Notation of the book, for one model and a sample of n inputs; E is the mean over the sample:
+
+======  ===========================  =======  ====================================================
+letter  definition                   shape    meaning
+======  ===========================  =======  ====================================================
+φ                                             the link, with slopes in [α, β]
+a, w                                 (), (d)  self-weight and input weights; θ = (a, w)
+s       wᵀx                          (n)      the index
+u       u = a φ(u) + s               (n)      the pre-activation at the equilibrium
+z       φ(u) = h_a(s)                (n)      the equilibrium; h_a is the learned link
+D       φ′(u)/(1 − a φ′(u))          (n)      derivative of z in s: the slope of h_a
+======  ===========================  =======  ====================================================
+
+A model has exactly one equilibrium for every input when a β < 1 (theorem `unique-equilibrium`).
+The paper writes y = σ(θ₁ᵀx + θ₂ y): θ₁ is w and θ₂ is a. Every function takes any leading batch
+dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from deqlib.activations import Link
+from deqlib.fixed_point import FixedPoint, NotConvergedError, Status
+
+
+class SingleIndexDEQ(NamedTuple):
+    """Parameters of z = φ(a z + wᵀx): a of shape (*batch) and w of shape (*batch, d)."""
+
+    a: Tensor
+    w: Tensor
+
+
+def admissible(link: Link, a: Tensor) -> Tensor:
+    """(*batch) bool: every slope of u ↦ u − a φ(u) is positive, so the equilibrium is unique.
+
+    That is a β < 1 and a α < 1; for a monotone link the first is all.
+    """
+    return (a * link.beta < 1) & (a * link.alpha < 1)
+
+
+def preactivation(
+    link: Link,
+    a: Tensor,
+    s: Tensor,
+    *,
+    start: Tensor | None = None,
+    max_iter: int = 200,
+    throw: bool = True,
+) -> Tensor:
+    """The solution u of u = a φ(u) + s, elementwise; a and s broadcast. Carries no gradient.
+
+    g(u) = u − a φ(u) − s has slopes in [m, M] with m > 0 (`admissible`), so |g|/M and |g|/m bound
+    the distance to the root, and its sign says on which side it lies. Newton's method inside this
+    bracket, which every point tightens; where a Newton step leaves it or gains less than half, the
+    bracket is halved. It stops where |g| ≤ 4 eps (|u| + |a φ(u)| + |s|), or where |g| no longer
+    falls and is at most twice that with |a| β |u| added in the bracket: rounding. The error is at
+    most |g|/m.
+
+    Args:
+        link: the link φ.
+        a: self-weights, admissible.
+        s: indices wᵀx, finite, of the dtype of a.
+        start: where to begin, in the shape of the result; s when absent. The solution is the same
+            up to rounding.
+        max_iter: most evaluations of φ a point.
+        throw: whether an inadmissible a raises; otherwise its entries are NaN in the result. A
+            solve that does not reach rounding level raises in either case.
+
+    Raises:
+        ValueError: for an inadmissible a (with ``throw``), or an s or a that is not finite.
+        NotConvergedError: if some point is not solved after max_iter evaluations.
+
+    Source: theorem `unique-equilibrium`.
+    """
+    _check_link(link)
+    with torch.no_grad():
+        a, s = torch.broadcast_tensors(torch.as_tensor(a), torch.as_tensor(s))
+        if a.dtype != s.dtype or not s.is_floating_point():
+            raise TypeError(f"a is {a.dtype} and s {s.dtype}; both must be one floating-point type")
+        good = admissible(link, a)
+        if throw:
+            if not bool(a.isfinite().all() and s.isfinite().all()):
+                raise ValueError("a or s holds NaN or infinity; both must be finite")
+            if not bool(good.all()):
+                raise ValueError(
+                    f"a is {float(a[~good].flatten()[0]):.6g} and the slopes of {link.name} reach "
+                    f"from {link.alpha:.6g} to {link.beta:.6g}; a times a slope must stay below 1, "
+                    "or the equilibrium need not exist or be the only one"
+                )
+        usable = good & a.isfinite() & s.isfinite()
+        a0, s0 = torch.where(usable, a, 0), torch.where(usable, s, 0)
+        u = s0 if start is None else torch.where(usable & start.isfinite(), start, s0)
+        root = _newton(link, a0.reshape(-1), s0.reshape(-1), u.reshape(-1), max_iter)
+        return torch.where(usable, root.reshape(a.shape), torch.nan)
+
+
+def _newton(link: Link, a: Tensor, s: Tensor, u: Tensor, max_iter: int) -> Tensor:
+    """`preactivation` for vectors of admissible points. Points that are done leave the batch."""
+    low_slope = 1 - torch.maximum(a * link.alpha, a * link.beta)
+    high_slope = 1 - torch.minimum(a * link.alpha, a * link.beta)
+    rounding = 4 * torch.finfo(s.dtype).eps
+    result = u.clone()
+    index = torch.arange(len(s), device=s.device)
+    low, high = torch.full_like(s, -torch.inf), torch.full_like(s, torch.inf)
+    last = torch.full_like(s, torch.inf)
+    for _ in range(max_iter):
+        pulled = a * link(u)
+        g = u - pulled - s
+        size = g.abs()
+        scale = u.abs() + pulled.abs() + s.abs()
+        stale = (size > 0.5 * last) & (size <= 2 * rounding * (scale + link.beta * (a * u).abs()))
+        done = (size <= rounding * scale) | stale | (low >= high)
+        near, far = u - g / high_slope, u - g / low_slope
+        low = torch.maximum(low, torch.minimum(near, far))
+        high = torch.minimum(high, torch.maximum(near, far))
+        if bool(done.any()):
+            result[index[done]] = u[done]
+            if bool(done.all()):
+                return result
+            keep = ~done
+            a, s, u, g, size, last = (v[keep] for v in (a, s, u, g, size, last))
+            low, high, index = low[keep], high[keep], index[keep]
+            low_slope, high_slope = low_slope[keep], high_slope[keep]
+        step = u - g / (1 - a * link.derivative(u))
+        poor = ~((step >= low) & (step <= high)) | (size > 0.5 * last)
+        u = torch.where(poor, low + (high - low) / 2, step)
+        last = size
+    result[index] = u
+    residual = (u - a * link(u) - s).abs()
+    status = torch.full_like(index, int(Status.MAX_ITER))
+    report = FixedPoint(link(result)[index], residual, torch.full_like(index, max_iter), status)
+    raise NotConvergedError(f"equilibrium of z = φ(a z + s) with φ = {link.name}", report)
+
+
+def equilibrium(link: Link, a: Tensor, s: Tensor) -> Tensor:
+    """z = h_a(s), the only solution of z = φ(a z + s), elementwise. Carries no gradient.
+
+    Raises as `preactivation` does. Source: theorem `unique-equilibrium`.
+    """
+    return link(preactivation(link, a, s))
+
+
+def slope(link: Link, a: Tensor, u: Tensor) -> Tensor:
+    """D = φ′(u)/(1 − a φ′(u)) = h_a′(s) at the equilibrium with pre-activation u.
+
+    Source: theorem `single-index-gradient`.
+    """
+    rise = link.derivative(u)
+    return rise / (1 - a * rise)
+
+
+def learned_link(link: Link, a: float) -> Link:
+    """h_a as a link of its own: s ↦ the solution z of z = φ(a z + s).
+
+    Its inverse is z ↦ φ⁻¹(z) − a z, and its slopes lie in [α/(1 − aα), β/(1 − aβ)].
+
+    Raises:
+        ValueError: for an a outside the admissible range.
+    """
+    a = float(a)
+    _check_link(link)
+    if not (a * link.beta < 1 and a * link.alpha < 1):
+        raise ValueError(
+            f"a is {a:.6g}; with slopes of {link.name} in [{link.alpha:.6g}, {link.beta:.6g}] it "
+            "must be finite, and a times a slope below 1"
+        )
+    phi_inverse = link.inverse
+
+    def solve(s: Tensor) -> Tensor:
+        return preactivation(link, torch.full_like(s, a), s)
+
+    return Link(
+        f"{link.name}, a = {a:g}",
+        lambda s: link(solve(s)),
+        lambda s: slope(link, torch.full_like(s, a), solve(s)),
+        None if phi_inverse is None else lambda z: phi_inverse(z) - a * z,
+        link.alpha / (1 - a * link.alpha),
+        link.beta / (1 - a * link.beta),
+    )
+
+
+def index(theta: SingleIndexDEQ, X: Tensor) -> Tensor:
+    """s = wᵀx for the rows x of X: (*batch, n, d) → (*batch, n)."""
+    _check(theta)
+    if X.ndim < 2 or X.shape[-1] != theta.w.shape[-1]:
+        raise ValueError(
+            f"X has shape {tuple(X.shape)}; with w of shape {tuple(theta.w.shape)} it must be "
+            f"(*batch, n, {theta.w.shape[-1]})"
+        )
+    return (X @ theta.w[..., None])[..., 0]
+
+
+def predict(link: Link, theta: SingleIndexDEQ, X: Tensor) -> Tensor:
+    """Equilibria z of the rows of X: (*batch, n, d) → (*batch, n). Carries no gradient.
+
+    Raises as `preactivation` does.
+    """
+    return equilibrium(link, theta.a[..., None], index(theta, X))
+
+
+def loss(link: Link, theta: SingleIndexDEQ, X: Tensor, y: Tensor, *, throw: bool = True) -> Tensor:
+    """L = ½ E (z − y)², of shape (*batch); y (*batch, n). Carries no gradient.
+
+    The paper's loss is twice this, and so are its gradients. With throw=False a model without a
+    unique equilibrium has the loss NaN instead of raising.
+    """
+    u = preactivation(link, theta.a[..., None], index(theta, X), throw=throw)
+    return 0.5 * (link(u) - y).square().mean(-1)
+
+
+def pull_back(D: Tensor, z: Tensor, X: Tensor, y: Tensor) -> SingleIndexDEQ:
+    """(E[(z − y) D z], E[(z − y) D x]): the direction that an adjoint D (*batch, n) produces.
+
+    With D = `slope` it is the gradient; other D ≥ 0 are theorem `positive-adjoint`.
+    """
+    weight = (z - y) * D
+    return SingleIndexDEQ(
+        (weight * z).mean(-1), (X.mT @ weight[..., None])[..., 0] / weight.shape[-1]
+    )
+
+
+def gradient(
+    link: Link, theta: SingleIndexDEQ, X: Tensor, y: Tensor, *, throw: bool = True
+) -> SingleIndexDEQ:
+    """∇L = E[(z − y) D (z, x)] (theorem `single-index-gradient`), as (∂L/∂a, ∂L/∂w)."""
+    u = preactivation(link, theta.a[..., None], index(theta, X), throw=throw)
+    return pull_back(slope(link, theta.a[..., None], u), link(u), X, y)
+
+
+class Objective:
+    """Loss and gradient of one link on one sample, for `deqlib.dynamics`.
+
+    `loss` and `gradient` are the functions of this module with throw=False: a model that leaves
+    a β < 1 has the loss NaN, which ends its run with an outcome. The equilibria of the last point
+    are kept: asked for at the same parameters again they cost nothing, and elsewhere the search
+    begins from them. X (*batch, n, d), y (*batch, n).
+    """
+
+    def __init__(self, link: Link, X: Tensor, y: Tensor) -> None:
+        _check_link(link)
+        if X.shape[:-1] != y.shape:
+            raise ValueError(
+                f"X has shape {tuple(X.shape)} and y {tuple(y.shape)}; they must be (*batch, n, d) "
+                "and (*batch, n)"
+            )
+        self.link, self.X, self.y = link, X, y
+        self._theta: SingleIndexDEQ | None = None
+        self._u: Tensor | None = None
+
+    def preactivation(self, theta: SingleIndexDEQ) -> Tensor:
+        """u of every sample, (*batch, n)."""
+        if self._theta is None or any(
+            old is not new for old, new in zip(self._theta, theta, strict=True)
+        ):
+            s = index(theta, self.X)
+            start = self._u if self._u is not None and self._u.shape == s.shape else None
+            self._u = preactivation(self.link, theta.a[..., None], s, start=start, throw=False)
+            self._theta = theta
+        assert self._u is not None
+        return self._u
+
+    def loss(self, theta: SingleIndexDEQ) -> Tensor:
+        """½ E (z − y)², NaN where the equilibrium is not unique."""
+        return 0.5 * (self.link(self.preactivation(theta)) - self.y).square().mean(-1)
+
+    def gradient(self, theta: SingleIndexDEQ) -> SingleIndexDEQ:
+        """E[(z − y) D (z, x)]."""
+        u = self.preactivation(theta)
+        return pull_back(slope(self.link, theta.a[..., None], u), self.link(u), self.X, self.y)
+
+
+def flat(theta: SingleIndexDEQ) -> Tensor:
+    """(a, w) as one vector (*batch, 1 + d)."""
+    _check(theta)
+    return torch.cat([theta.a[..., None], theta.w], dim=-1)
+
+
+def unflat(vector: Tensor) -> SingleIndexDEQ:
+    """The inverse of `flat`."""
+    return SingleIndexDEQ(vector[..., 0], vector[..., 1:])
+
+
+def distance(theta: SingleIndexDEQ, target: SingleIndexDEQ) -> Tensor:
+    """‖θ − θ*‖, of shape (*batch)."""
+    return (flat(theta) - flat(target)).norm(dim=-1)
+
+
+INPUTS = ("bounded", "gaussian", "heavy")
+"""Kinds of inputs that `random_inputs` draws."""
+
+
+def random_inputs(
+    generator: Generator, n: int, d: int, kind: str, *, batch: tuple[int, ...] = ()
+) -> Tensor:
+    """X (*batch, n, d), float64, entries independent with mean 0 and variance 1.
+
+    bounded   uniform on [−√3, √3]
+    gaussian  standard normal
+    heavy     Student's t with 5 degrees of freedom, scaled: its fourth moment is finite, its sixth
+              is not
+    """
+    shape = (*batch, n, d)
+    if kind == "bounded":
+        return 3**0.5 * (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1)
+    normal = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if kind == "gaussian":
+        return normal
+    if kind == "heavy":
+        chi = torch.randn((*shape, 5), generator=generator, dtype=torch.float64)
+        return normal / (chi.square().mean(-1)).sqrt() * (3 / 5) ** 0.5
+    raise ValueError(f"kind is {kind!r}; it must be one of {INPUTS}")
+
+
+def _check(theta: SingleIndexDEQ) -> None:
+    if not isinstance(theta, SingleIndexDEQ):
+        raise TypeError(f"theta is a {type(theta).__name__}; it must be a SingleIndexDEQ(a, w)")
+    a, w = theta
+    if w.ndim < 1 or w.shape[:-1] != a.shape:
+        raise ValueError(
+            f"a has shape {tuple(a.shape)} and w {tuple(w.shape)}; they must be (*batch) and "
+            "(*batch, d)"
+        )
+    if a.dtype != w.dtype or not a.is_floating_point():
+        raise TypeError(f"a is {a.dtype} and w {w.dtype}; they must be of one floating-point type")
+
+
+def _check_link(link: Link) -> None:
+    if not isinstance(link, Link):
+        raise TypeError(f"link is a {type(link).__name__}; it must be a deqlib.activations.Link")
