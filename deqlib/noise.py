@@ -90,7 +90,7 @@ def fit(
     theta = single_index.flat(start)
     u = single_index.preactivation(link, start.a[..., None], single_index.index(start, X))
     value = (link(u) - y).square().mean(-1)
-    damping = torch.full_like(value, 1e-3)
+    damping = torch.full_like(value, 1e-5)
     length = torch.full_like(value, torch.inf)
     converged = torch.zeros_like(value, dtype=torch.bool)
     eps = torch.finfo(y.dtype).eps
