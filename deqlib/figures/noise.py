@@ -172,6 +172,8 @@ def failures(panels: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], ylabe
             bound_line(axis, k, bound)
             if np.nanmax(np.asarray(away)) > 20 * np.nanmin(np.asarray(away)):
                 axis.set_yscale("log")
+            else:
+                axis.ticklabel_format(axis="y", useOffset=False)
             axis.set_title(title)
             axis.set_xlabel("step $k$")
         for line in axes:
