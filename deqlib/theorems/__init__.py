@@ -19,6 +19,7 @@ from deqlib.theorems.flow_rate import FlowRate
 from deqlib.theorems.grassmannian_flow import GrassmannianFlow
 from deqlib.theorems.implicit_gradient import ImplicitGradient
 from deqlib.theorems.linear_gradient import LinearGradient
+from deqlib.theorems.noise_ball import NoiseBall
 from deqlib.theorems.picard_rate import PicardRate
 from deqlib.theorems.picard_safe import PicardSafe
 from deqlib.theorems.readout import Readout
@@ -43,6 +44,7 @@ THEOREMS: dict[str, Theorem[Any]] = {
         ApproximateBackward(),
         GrassmannianFlow(),
         Readout(),
+        NoiseBall(),
     )
 }
 
