@@ -93,6 +93,11 @@ def preactivation(
                     f"from {link.alpha:.6g} to {link.beta:.6g}; a times a slope must stay below 1, "
                     "or the equilibrium need not exist or be the only one"
                 )
+        if start is not None and start.shape != s.shape:
+            raise ValueError(
+                f"start has shape {tuple(start.shape)}; it must be that of the result, "
+                f"{tuple(s.shape)}"
+            )
         usable = good & a.isfinite() & s.isfinite()
         a0, s0 = torch.where(usable, a, 0), torch.where(usable, s, 0)
         u = s0 if start is None else torch.where(usable & start.isfinite(), start, s0)
@@ -109,7 +114,7 @@ def _newton(link: Link, a: Tensor, s: Tensor, u: Tensor, max_iter: int) -> Tenso
     index = torch.arange(len(s), device=s.device)
     low, high = torch.full_like(s, -torch.inf), torch.full_like(s, torch.inf)
     last = torch.full_like(s, torch.inf)
-    for _ in range(max_iter):
+    for _ in range(max_iter if len(s) else 0):
         pulled = a * link(u)
         g = u - pulled - s
         size = g.abs()
@@ -131,6 +136,8 @@ def _newton(link: Link, a: Tensor, s: Tensor, u: Tensor, max_iter: int) -> Tenso
         poor = ~((step >= low) & (step <= high)) | (size > 0.5 * last)
         u = torch.where(poor, low + (high - low) / 2, step)
         last = size
+    if len(s) == 0:
+        return result
     result[index] = u
     residual = (u - a * link(u) - s).abs()
     status = torch.full_like(index, int(Status.MAX_ITER))
@@ -238,8 +245,8 @@ class Objective:
 
     `loss` and `gradient` are the functions of this module with throw=False: a model that leaves
     a β < 1 has the loss NaN, which ends its run with an outcome. The equilibria of the last point
-    are kept: asked for at the same parameters again they cost nothing, and elsewhere the search
-    begins from them. X (*batch, n, d), y (*batch, n).
+    are kept: asked for at the same values of a and s = wᵀx again they need no solving, and
+    elsewhere the search begins from them. X (*batch, n, d), y (*batch, n).
     """
 
     def __init__(self, link: Link, X: Tensor, y: Tensor) -> None:
@@ -250,20 +257,22 @@ class Objective:
                 "and (*batch, n)"
             )
         self.link, self.X, self.y = link, X, y
-        self._theta: SingleIndexDEQ | None = None
-        self._u: Tensor | None = None
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # a, s and their u
 
     def preactivation(self, theta: SingleIndexDEQ) -> Tensor:
         """u of every sample, (*batch, n)."""
-        if self._theta is None or any(
-            old is not new for old, new in zip(self._theta, theta, strict=True)
-        ):
+        with torch.no_grad():
             s = index(theta, self.X)
-            start = self._u if self._u is not None and self._u.shape == s.shape else None
-            self._u = preactivation(self.link, theta.a[..., None], s, start=start, throw=False)
-            self._theta = theta
-        assert self._u is not None
-        return self._u
+            start = None
+            if self._last is not None:
+                a, last, u = self._last
+                # By value, and against copies: theta and X may have been changed in place.
+                if a.dtype == theta.a.dtype and torch.equal(a, theta.a) and torch.equal(last, s):
+                    return u.clone()
+                start = u if u.shape == s.shape and u.dtype == s.dtype else None
+            u = preactivation(self.link, theta.a[..., None], s, start=start, throw=False)
+            self._last = theta.a.clone(), s, u
+            return u.clone()
 
     def loss(self, theta: SingleIndexDEQ) -> Tensor:
         """½ E (z − y)², NaN where the equilibrium is not unique."""
