@@ -59,8 +59,8 @@ def preactivation(
     the distance to the root, and its sign says on which side it lies. Newton's method inside this
     bracket, which every point tightens; where a Newton step leaves it or gains less than half, the
     bracket is halved. It stops where |g| ≤ 4 eps (|u| + |a φ(u)| + |s|), or where |g| no longer
-    falls and is at most twice that with |a| β |u| added in the bracket: rounding. The error is at
-    most |g|/m.
+    falls and is at most twice that with |a| β |u| added in the bracket: rounding. (At the smallest
+    numbers there are, M times four of them is allowed too.) The error is at most |g|/m.
 
     Args:
         link: the link φ.
@@ -109,7 +109,8 @@ def _newton(link: Link, a: Tensor, s: Tensor, u: Tensor, max_iter: int) -> Tenso
     """`preactivation` for vectors of admissible points. Points that are done leave the batch."""
     low_slope = 1 - torch.maximum(a * link.alpha, a * link.beta)
     high_slope = 1 - torch.minimum(a * link.alpha, a * link.beta)
-    rounding = 4 * torch.finfo(s.dtype).eps
+    info = torch.finfo(s.dtype)
+    rounding, smallest = 4 * info.eps, 4 * info.tiny * info.eps
     result = u.clone()
     index = torch.arange(len(s), device=s.device)
     low, high = torch.full_like(s, -torch.inf), torch.full_like(s, torch.inf)
@@ -120,10 +121,12 @@ def _newton(link: Link, a: Tensor, s: Tensor, u: Tensor, max_iter: int) -> Tenso
         size = g.abs()
         scale = u.abs() + pulled.abs() + s.abs()
         stale = (size > 0.5 * last) & (size <= 2 * rounding * (scale + link.beta * (a * u).abs()))
-        done = (size <= rounding * scale) | stale | (low >= high)
+        done = (size <= rounding * scale + smallest * high_slope) | stale
         near, far = u - g / high_slope, u - g / low_slope
-        low = torch.maximum(low, torch.minimum(near, far))
-        high = torch.minimum(high, torch.maximum(near, far))
+        near, far = torch.minimum(near, far), torch.maximum(near, far)
+        low, high = torch.maximum(low, near), torch.minimum(high, far)
+        # Rounding may close the bracket too early; the bounds from this point stand alone then.
+        low, high = torch.where(low < high, low, near), torch.where(low < high, high, far)
         if bool(done.any()):
             result[index[done]] = u[done]
             if bool(done.all()):
@@ -208,7 +211,8 @@ def predict(link: Link, theta: SingleIndexDEQ, X: Tensor) -> Tensor:
 
     Raises as `preactivation` does.
     """
-    return equilibrium(link, theta.a[..., None], index(theta, X))
+    s = index(theta, X)
+    return equilibrium(link, theta.a[..., None], s)
 
 
 def loss(link: Link, theta: SingleIndexDEQ, X: Tensor, y: Tensor, *, throw: bool = True) -> Tensor:
@@ -217,7 +221,8 @@ def loss(link: Link, theta: SingleIndexDEQ, X: Tensor, y: Tensor, *, throw: bool
     The paper's loss is twice this, and so are its gradients. With throw=False a model without a
     unique equilibrium has the loss NaN instead of raising.
     """
-    u = preactivation(link, theta.a[..., None], index(theta, X), throw=throw)
+    s = index(theta, X)
+    u = preactivation(link, theta.a[..., None], s, throw=throw)
     return 0.5 * (link(u) - y).square().mean(-1)
 
 
@@ -236,7 +241,8 @@ def gradient(
     link: Link, theta: SingleIndexDEQ, X: Tensor, y: Tensor, *, throw: bool = True
 ) -> SingleIndexDEQ:
     """∇L = E[(z − y) D (z, x)] (theorem `single-index-gradient`), as (∂L/∂a, ∂L/∂w)."""
-    u = preactivation(link, theta.a[..., None], index(theta, X), throw=throw)
+    s = index(theta, X)
+    u = preactivation(link, theta.a[..., None], s, throw=throw)
     return pull_back(slope(link, theta.a[..., None], u), link(u), X, y)
 
 

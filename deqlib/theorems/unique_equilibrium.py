@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from deqlib import activations, single_index
 from deqlib.activations import Link
+from deqlib.fixed_point import NotConvergedError
 from deqlib.theorems.base import Hypothesis, Measurement, Theorem
 from deqlib.theorems.single_index_problems import STRICT, uniform
 
@@ -78,6 +79,14 @@ def bisect(link: Link, a: Tensor, s: Tensor) -> Tensor:
         above = u - a * link(u) > s
         low, high = torch.where(above, low, u), torch.where(above, u, high)
     return low + (high - low) / 2
+
+
+def _solved(link: Link, a: Tensor, s: Tensor) -> Tensor:
+    """The solver's answer; NaN where a is not admissible, or where the link misled the solver."""
+    try:
+        return single_index.preactivation(link, a, s, throw=False)
+    except NotConvergedError:
+        return torch.full_like(s, torch.nan)
 
 
 class UniqueEquilibrium(Theorem[Instance]):
@@ -152,9 +161,9 @@ class UniqueEquilibrium(Theorem[Instance]):
         positive = g(GRID[:, None] * stretch) > 0
         zeros = (positive[1:] != positive[:-1]).sum(0)
 
-        u = single_index.preactivation(link, a, s, throw=False)
+        u = _solved(link, a, s)
         z = link(u)
-        z_t = link(single_index.preactivation(link, a, t, throw=False))
+        z_t = link(_solved(link, a, t))
         reference = bisect(link, a, s)
         # g is known up to this much, so a root up to unit/m.
         unit = (
