@@ -112,14 +112,15 @@ class UniqueEquilibrium(Theorem[Instance]):
             r"$a\beta<1$ and $a\alpha<1$; for $\alpha\ge0$ that is $a<1/\beta$."
         ),
         "step": Hypothesis(r"$0<\tau<2/M$ (for the layers only)."),
-        "smooth": Hypothesis(r"$\varphi$ is differentiable.", necessary=False),
     }
     least_activity = 1e-3
 
     # Draws ------------------------------------------------------------------------------------
 
     def draw(self, generator: Generator, n: int) -> list[Instance]:
-        return [_points(generator, SMOOTH[i % len(SMOOTH)]) for i in range(n)]
+        """Every link in turn; those with a kink have half of their equilibria on it."""
+        links = (*SMOOTH, *KINKED)
+        return [_points(generator, links[i % len(links)]) for i in range(n)]
 
     @property
     def drop(self) -> dict[str, Callable[[Generator, int], list[Instance]]]:
@@ -130,9 +131,6 @@ class UniqueEquilibrium(Theorem[Instance]):
             "slopes": repeat(_steeper_than_said, _cube, _falling_unsaid),
             "self-weight": repeat(_folded_tanh, _relu_runs_off, _relu_twice, _folded_gelu),
             "step": repeat(_overdamped),
-            "smooth": lambda generator, n: [
-                _at_the_kink(generator, KINKED[i % 3]) for i in range(n)
-            ],
         }
 
     # Hypotheses and conclusions ---------------------------------------------------------------
@@ -146,7 +144,6 @@ class UniqueEquilibrium(Theorem[Instance]):
             "slopes": 1e-9 + min(float(link.beta - rise.max()), float(rise.min() - link.alpha)),
             "self-weight": float(1 - steep.max()),
             "step": float(torch.minimum(tau, 2 / M.clamp(min=EPS) - tau).min()),
-            "smooth": -1.0 if link in KINKED else 1.0,
         }
 
     def measure(self, instance: Instance) -> dict[str, Measurement]:
@@ -193,7 +190,8 @@ class UniqueEquilibrium(Theorem[Instance]):
             e = after
         left = e / (SHRINK * e0 + 1e6 * blur)
         late = (1 - instance.tau * (1 - a * link.derivative(u))).abs()
-        activity = float((e0 / (1 + z.abs())).min())
+        around = link(reference)
+        activity = float(((instance.z0 - around).abs() / (1 + around.abs())).min())
 
         def said(
             measured: Tensor, bound: float | Tensor, sharp: float | None = None
@@ -226,6 +224,8 @@ def _points(generator: Generator, link: Link, n: int = 24) -> Instance:
         ]
     )
     s, gap = 6 * uniform(generator, -0.5, 0.5, n), uniform(generator, 0.1, 2, n)
+    if link in KINKED:
+        s[::2] = 0  # the equilibrium is at the kink, u = 0
     t = s - torch.where(uniform(generator, 0, 1, n) < 0.5, gap, 4 * gap)
     u = bisect(link, a, s)
     return Instance(
@@ -241,14 +241,6 @@ def _placed(generator: Generator, link: Link, a: Tensor, u: Tensor) -> Instance:
     s = u - a * link(u)
     tau = 1 / slopes(link, a)[1].clamp(min=EPS)
     return replace(one, a=a, s=s, t=s - 1, v=u + 1, z0=link(u) + 1, tau=tau)
-
-
-def _at_the_kink(generator: Generator, link: Link) -> Instance:
-    """u = 0 on every second point, where the link has no derivative."""
-    one = _points(generator, link)
-    s = torch.where(torch.arange(len(one.s)) % 2 == 0, 0, one.s)
-    u = bisect(link, one.a, s)
-    return replace(one, s=s, t=s - 1, v=u + 1, z0=link(u) + 1)
 
 
 # Instances with one hypothesis less -------------------------------------------------------------
