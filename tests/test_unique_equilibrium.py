@@ -29,8 +29,8 @@ def test_holds_and_is_attained() -> None:
     verdict = verify(THEOREM, 200, seed=1, progress=False)
     assert verdict.holds, str(verdict)
     for attained in (
-        "slope of h_a ≤ β/(1 − aβ)", "m|v − u| ≤ |g(v)|", "|g(v)| ≤ M|v − u|",
-        "error of a layer ≤ q",
+        "slope of h_a ≤ β/(1 − aβ)", "slope of h_a ≥ α/(1 − aα)", "m|v − u| ≤ |g(v)|",
+        "|g(v)| ≤ M|v − u|", "error of a layer ≤ q",
     ):  # fmt: skip
         assert max(m[attained].tightness for m in verdict.measurements) > 0.999
     drawn = THEOREM.draw(torch.Generator().manual_seed(1), 24)

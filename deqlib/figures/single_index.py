@@ -90,13 +90,15 @@ def solver_race(
                 range(1, len(error) + 1), error, color=CYCLE[i], marker=MARKERS[i],
                 markevery=max(1, len(error) // 12), markersize=4, label=method,
             )  # fmt: skip
-        left.set(xlabel="evaluations of the link", ylabel="largest error", yscale="log")
-        left.set(ylim=(1e-15, 30), title="one self-weight")
+        left.set(xlabel="evaluations of the link", ylabel="error of $z$", yscale="log")
+        left.set(ylim=(1e-15, 30), title="one problem")
         right.axvspan(float(a.min()), edge, color="#EEEEEE", zorder=0)
         for i, count in enumerate(evaluations.values()):
             right.plot(a, count, color=CYCLE[i], marker=MARKERS[i], markersize=3.5)
         right.set(xlabel="self-weight $a$", ylabel="evaluations needed", yscale="log")
-        right.set(title="every self-weight", xlim=(float(a.min()), 1))
+        right.set_xscale("symlog", linthresh=1, linscale=0.8)
+        right.set(title="every self-weight", xlim=(float(a.min()), 1.1))
+        right.set_xticks([-50, -10, -3, -1, 0, 1], ["−50", "−10", "−3", "−1", "0", "1"])
         right.set_yticks([3, 10, 30, 100, 300, 1000], ["3", "10", "30", "100", "300", "1000"])
         right.minorticks_off()
         handles, labels = left.get_legend_handles_labels()
@@ -125,14 +127,18 @@ def gradient_errors(
         left.plot(steps, steps**2, color="#777777", linestyle=":", label="$h^2$")
         left.plot(steps, 1e-16 / steps, color="#777777", linestyle="-.", label="$10^{-16}/h$")
         left.set(xscale="log", yscale="log", xlabel="step $h$", title="central differences")
-        left.set(ylabel="error of the gradient", ylim=(1e-16, 30))
+        left.set(ylabel="error of the gradient", ylim=(1e-17, 30))
         for i, (title, error) in enumerate(unrolled.items()):
             bound_line(right, depth, bounds[title], label="bound" if i == 0 else "")
             right.plot(depth, error, color=CYCLE[i], marker=MARKERS[i], markersize=3.5,
                        markevery=max(1, len(depth) // 12), label=title)  # fmt: skip
         right.set(xlabel="layers $K$", title="unrolled layers")
-        left.legend(fontsize=8.5, loc="lower left")
-        right.legend(fontsize=8.5, loc="lower left")
+        handles, labels = left.get_legend_handles_labels()
+        dashed, name = right.get_legend_handles_labels()
+        figure.legend(
+            [*handles, dashed[0]], [*labels, name[0]], loc="outside lower center", ncols=5,
+            fontsize=9,
+        )  # fmt: skip
     return figure
 
 

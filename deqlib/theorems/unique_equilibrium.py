@@ -172,7 +172,7 @@ class UniqueEquilibrium(Theorem[Instance]):
         rise = (z - z_t) / (s - t)
         noise = 1 + 2 * (unit / (s - t).abs() * (M / m)).max()
         wide = (rise / high).max()
-        narrow = ((low - rise) / high).max()
+        narrow = 1 + ((low - rise) / high).max()
 
         error, residual = (v - u).abs(), g(v).abs()
         # One layer after the other. z and each layer are known up to blur, so a ratio of errors
@@ -203,7 +203,7 @@ class UniqueEquilibrium(Theorem[Instance]):
             "one zero of g": said((zeros - 1).abs().max(), 0.5),
             "the solver finds it": said(apart.max(), 1.0),
             "slope of h_a ≤ β/(1 − aβ)": said(wide, noise, sharp=1.0),
-            "slope of h_a ≥ α/(1 − aα)": said(narrow, noise - 1),
+            "slope of h_a ≥ α/(1 − aα)": said(narrow, noise, sharp=1.0),
             "m|v − u| ≤ |g(v)|": said((m * error / (residual + unit)).max(), 1.0),
             "|g(v)| ≤ M|v − u|": said((residual / (M * error + unit)).max(), 1.0),
             "error of a layer ≤ q": said(worst[i], q[i] + 4e-6, sharp=float(late[i])),
