@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -72,11 +73,17 @@ class Link:
         Raises:
             ValueError: naming the property that fails and the point where it does.
         """
+        if not (isfinite(self.alpha) and isfinite(self.beta) and self.alpha <= self.beta):
+            raise ValueError(
+                f"link {self.name!r}: alpha is {self.alpha:.6g} and beta {self.beta:.6g}; they "
+                "must be finite, alpha at most beta"
+            )
         s = reach * (2 * torch.rand(n, generator=generator, dtype=torch.float64) - 1)
         t = reach * (2 * torch.rand(n, generator=generator, dtype=torch.float64) - 1)
         secant = (self(s) - self(t)) / (s - t)
         rounding = 1e-9
-        outside = (secant < self.alpha - rounding) | (secant > self.beta + rounding)
+        # Written so that NaN is outside.
+        outside = ~((secant >= self.alpha - rounding) & (secant <= self.beta + rounding))
         if bool(outside.any()):
             i = int(outside.nonzero()[0, 0])
             raise ValueError(
@@ -88,7 +95,7 @@ class Link:
         slope = (self(s + h) - self(s)) / h
         ends = torch.stack([self.derivative(s), self.derivative(s + h)])
         low, high = ends.amin(0) - 1e-4, ends.amax(0) + 1e-4
-        wrong = (slope < low) | (slope > high)
+        wrong = ~((slope >= low) & (slope <= high))
         if bool(wrong.any()):
             i = int(wrong.nonzero()[0, 0])
             raise ValueError(

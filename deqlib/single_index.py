@@ -59,8 +59,8 @@ def preactivation(
     the distance to the root, and its sign says on which side it lies. Newton's method inside this
     bracket, which every point tightens; where a Newton step leaves it or gains less than half, the
     bracket is halved. It stops where |g| ≤ 4 eps (|u| + |a φ(u)| + |s|), or where |g| no longer
-    falls and is at most twice that with |a| β |u| added in the bracket: rounding. The error is at
-    most |g|/m.
+    falls and is at most twice that with |a| β |u| added in the bracket: rounding. (At the smallest
+    numbers there are, M times four of them is allowed too.) The error is at most |g|/m.
 
     Args:
         link: the link φ.
@@ -93,6 +93,11 @@ def preactivation(
                     f"from {link.alpha:.6g} to {link.beta:.6g}; a times a slope must stay below 1, "
                     "or the equilibrium need not exist or be the only one"
                 )
+        if start is not None and start.shape != s.shape:
+            raise ValueError(
+                f"start has shape {tuple(start.shape)}; it must be that of the result, "
+                f"{tuple(s.shape)}"
+            )
         usable = good & a.isfinite() & s.isfinite()
         a0, s0 = torch.where(usable, a, 0), torch.where(usable, s, 0)
         u = s0 if start is None else torch.where(usable & start.isfinite(), start, s0)
@@ -104,21 +109,24 @@ def _newton(link: Link, a: Tensor, s: Tensor, u: Tensor, max_iter: int) -> Tenso
     """`preactivation` for vectors of admissible points. Points that are done leave the batch."""
     low_slope = 1 - torch.maximum(a * link.alpha, a * link.beta)
     high_slope = 1 - torch.minimum(a * link.alpha, a * link.beta)
-    rounding = 4 * torch.finfo(s.dtype).eps
+    info = torch.finfo(s.dtype)
+    rounding, smallest = 4 * info.eps, 4 * info.tiny * info.eps
     result = u.clone()
     index = torch.arange(len(s), device=s.device)
     low, high = torch.full_like(s, -torch.inf), torch.full_like(s, torch.inf)
     last = torch.full_like(s, torch.inf)
-    for _ in range(max_iter):
+    for _ in range(max_iter if len(s) else 0):
         pulled = a * link(u)
         g = u - pulled - s
         size = g.abs()
         scale = u.abs() + pulled.abs() + s.abs()
         stale = (size > 0.5 * last) & (size <= 2 * rounding * (scale + link.beta * (a * u).abs()))
-        done = (size <= rounding * scale) | stale | (low >= high)
+        done = (size <= rounding * scale + smallest * high_slope) | stale
         near, far = u - g / high_slope, u - g / low_slope
-        low = torch.maximum(low, torch.minimum(near, far))
-        high = torch.minimum(high, torch.maximum(near, far))
+        near, far = torch.minimum(near, far), torch.maximum(near, far)
+        low, high = torch.maximum(low, near), torch.minimum(high, far)
+        # Rounding may close the bracket too early; the bounds from this point stand alone then.
+        low, high = torch.where(low < high, low, near), torch.where(low < high, high, far)
         if bool(done.any()):
             result[index[done]] = u[done]
             if bool(done.all()):
@@ -131,6 +139,8 @@ def _newton(link: Link, a: Tensor, s: Tensor, u: Tensor, max_iter: int) -> Tenso
         poor = ~((step >= low) & (step <= high)) | (size > 0.5 * last)
         u = torch.where(poor, low + (high - low) / 2, step)
         last = size
+    if len(s) == 0:
+        return result
     result[index] = u
     residual = (u - a * link(u) - s).abs()
     status = torch.full_like(index, int(Status.MAX_ITER))
@@ -201,7 +211,8 @@ def predict(link: Link, theta: SingleIndexDEQ, X: Tensor) -> Tensor:
 
     Raises as `preactivation` does.
     """
-    return equilibrium(link, theta.a[..., None], index(theta, X))
+    s = index(theta, X)
+    return equilibrium(link, theta.a[..., None], s)
 
 
 def loss(link: Link, theta: SingleIndexDEQ, X: Tensor, y: Tensor, *, throw: bool = True) -> Tensor:
@@ -210,7 +221,8 @@ def loss(link: Link, theta: SingleIndexDEQ, X: Tensor, y: Tensor, *, throw: bool
     The paper's loss is twice this, and so are its gradients. With throw=False a model without a
     unique equilibrium has the loss NaN instead of raising.
     """
-    u = preactivation(link, theta.a[..., None], index(theta, X), throw=throw)
+    s = index(theta, X)
+    u = preactivation(link, theta.a[..., None], s, throw=throw)
     return 0.5 * (link(u) - y).square().mean(-1)
 
 
@@ -229,7 +241,8 @@ def gradient(
     link: Link, theta: SingleIndexDEQ, X: Tensor, y: Tensor, *, throw: bool = True
 ) -> SingleIndexDEQ:
     """∇L = E[(z − y) D (z, x)] (theorem `single-index-gradient`), as (∂L/∂a, ∂L/∂w)."""
-    u = preactivation(link, theta.a[..., None], index(theta, X), throw=throw)
+    s = index(theta, X)
+    u = preactivation(link, theta.a[..., None], s, throw=throw)
     return pull_back(slope(link, theta.a[..., None], u), link(u), X, y)
 
 
@@ -238,8 +251,8 @@ class Objective:
 
     `loss` and `gradient` are the functions of this module with throw=False: a model that leaves
     a β < 1 has the loss NaN, which ends its run with an outcome. The equilibria of the last point
-    are kept: asked for at the same parameters again they cost nothing, and elsewhere the search
-    begins from them. X (*batch, n, d), y (*batch, n).
+    are kept: asked for at the same values of a and s = wᵀx again they need no solving, and
+    elsewhere the search begins from them. X (*batch, n, d), y (*batch, n).
     """
 
     def __init__(self, link: Link, X: Tensor, y: Tensor) -> None:
@@ -250,20 +263,22 @@ class Objective:
                 "and (*batch, n)"
             )
         self.link, self.X, self.y = link, X, y
-        self._theta: SingleIndexDEQ | None = None
-        self._u: Tensor | None = None
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # a, s and their u
 
     def preactivation(self, theta: SingleIndexDEQ) -> Tensor:
         """u of every sample, (*batch, n)."""
-        if self._theta is None or any(
-            old is not new for old, new in zip(self._theta, theta, strict=True)
-        ):
+        with torch.no_grad():
             s = index(theta, self.X)
-            start = self._u if self._u is not None and self._u.shape == s.shape else None
-            self._u = preactivation(self.link, theta.a[..., None], s, start=start, throw=False)
-            self._theta = theta
-        assert self._u is not None
-        return self._u
+            start = None
+            if self._last is not None:
+                a, last, u = self._last
+                # By value, and against copies: theta and X may have been changed in place.
+                if a.dtype == theta.a.dtype and torch.equal(a, theta.a) and torch.equal(last, s):
+                    return u.clone()
+                start = u if u.shape == s.shape and u.dtype == s.dtype else None
+            u = preactivation(self.link, theta.a[..., None], s, start=start, throw=False)
+            self._last = theta.a.clone(), s, u
+            return u.clone()
 
     def loss(self, theta: SingleIndexDEQ) -> Tensor:
         """½ E (z − y)², NaN where the equilibrium is not unique."""

@@ -23,7 +23,9 @@ from deqlib.theorems.noise_ball import NoiseBall
 from deqlib.theorems.picard_rate import PicardRate
 from deqlib.theorems.picard_safe import PicardSafe
 from deqlib.theorems.readout import Readout
+from deqlib.theorems.single_index_gradient import SingleIndexGradient
 from deqlib.theorems.sphere_limit import SphereLimit
+from deqlib.theorems.unique_equilibrium import UniqueEquilibrium
 from deqlib.theorems.well_conditioned import WellConditioned
 
 THEOREMS: dict[str, Theorem[Any]] = {
@@ -44,6 +46,8 @@ THEOREMS: dict[str, Theorem[Any]] = {
         ApproximateBackward(),
         GrassmannianFlow(),
         Readout(),
+        UniqueEquilibrium(),
+        SingleIndexGradient(),
         NoiseBall(),
     )
 }
