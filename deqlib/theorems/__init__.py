@@ -22,6 +22,7 @@ from deqlib.theorems.linear_gradient import LinearGradient
 from deqlib.theorems.picard_rate import PicardRate
 from deqlib.theorems.picard_safe import PicardSafe
 from deqlib.theorems.readout import Readout
+from deqlib.theorems.single_index_rate import SingleIndexRate
 from deqlib.theorems.sphere_limit import SphereLimit
 from deqlib.theorems.well_conditioned import WellConditioned
 
@@ -43,6 +44,7 @@ THEOREMS: dict[str, Theorem[Any]] = {
         ApproximateBackward(),
         GrassmannianFlow(),
         Readout(),
+        SingleIndexRate(),
     )
 }
 
