@@ -12,7 +12,7 @@ from deqlib.theorems.single_index_problems import STRICT, random_problems
 from deqlib.theorems.single_index_rate import SingleIndexRate, safe_descents, spread
 
 THEOREM = SingleIndexRate()
-DRAWS = 72  # every link with every kind of problem twice
+DRAWS = 36  # every link with every kind of problem once
 
 
 @pytest.fixture(scope="module")

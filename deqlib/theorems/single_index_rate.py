@@ -383,7 +383,7 @@ def _outside(generator: Generator, n: int) -> list[Run]:
     def make(generator: Generator, batch: int, link: Link, d: int) -> list[Run]:
         a = uniform(generator, -1, 0.5, batch)
         gap = 1 - a
-        target = SingleIndexDEQ(a, (uniform(generator, 0.1, 0.5, batch) * gap)[:, None])
+        target = SingleIndexDEQ(a, (uniform(generator, 0.4, 0.7, batch) * gap)[:, None])
         start = SingleIndexDEQ(1 - 1e-6 * gap, 0.01 * target.w)
         X = single_index.random_inputs(generator, 40, 1, "gaussian", batch=(batch,))
         many = Problem(link, X, target, start, single_index.predict(link, target, X))
