@@ -24,6 +24,7 @@ from deqlib.theorems.picard_rate import PicardRate
 from deqlib.theorems.picard_safe import PicardSafe
 from deqlib.theorems.readout import Readout
 from deqlib.theorems.single_index_gradient import SingleIndexGradient
+from deqlib.theorems.single_index_rate import SingleIndexRate
 from deqlib.theorems.sphere_limit import SphereLimit
 from deqlib.theorems.unique_equilibrium import UniqueEquilibrium
 from deqlib.theorems.well_conditioned import WellConditioned
@@ -48,6 +49,7 @@ THEOREMS: dict[str, Theorem[Any]] = {
         Readout(),
         UniqueEquilibrium(),
         SingleIndexGradient(),
+        SingleIndexRate(),
         NoiseBall(),
     )
 }
