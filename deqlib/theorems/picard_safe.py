@@ -131,7 +131,7 @@ class PicardSafe(Theorem[Instance]):
         """n problems of 1 to 5 inputs whose start and target are ``wanted``, in one batch."""
         d = torch.randint(2 if singular else 1, WIDTH + 1, (n,), generator=generator)
         used = (torch.arange(WIDTH) < d[:, None]).double()[:, None, :]
-        many = 400  # candidates for each problem; the first one that is wanted is taken
+        many = 2000  # candidates for each problem; the first one that is wanted is taken
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
