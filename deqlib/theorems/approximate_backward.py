@@ -118,13 +118,14 @@ class ApproximateBackward(Theorem[Instance]):
     def _anywhere(generator: Generator, n: int) -> list[Instance]:
         """Runs of all sizes and schemes in turn, on most of which sym χ stays positive."""
         found: list[Instance] = []
-        sizes = [(1, 1), (1, 4), (2, 2), (3, 2), (2, 5), None]
-        for index, size in enumerate(sizes):
-            count = len(range(index, n, len(sizes)))
-            if count and size is None:
-                found += _run(*_slowest(generator, count), 3.0, *_schemes(count, 0, ("two terms",)))
-            elif count:
-                p, d = size
+        sizes = [(1, 1), (1, 4), (2, 2), (3, 2), (2, 5)]
+        groups = len(sizes) + 1
+        count = len(range(len(sizes), n, groups))
+        if count:
+            found += _run(*_slowest(generator, count), 3.0, *_schemes(count, 0, ("two terms",)))
+        for index, (p, d) in enumerate(sizes):
+            count = len(range(index, n, groups))
+            if count:
                 start, S, A = _problems(generator, count, p, d)
                 found += _run(start, S, A, 3.0, *_schemes(count, index))
         return found

@@ -427,7 +427,7 @@ def turned_starts(generator: Generator, n: int) -> list[Problem]:
 def _blind(generator: Generator, n: int) -> list[Run]:
     """Data that never show one direction of the inputs."""
     sizes = ((2, 2), (1, 4), (2, 3), (3, 4))
-    return flow([blinded(random_problem(generator, *sizes[i % 4]), generator) for i in range(n)])
+    return flow([blinded(random_problem(generator, *sizes[i % 4]), generator, 2) for i in range(n)])
 
 
 def _quartic(generator: Generator, n: int) -> list[Run]:

@@ -227,7 +227,7 @@ def _gapped(
     U = _normal(generator, n, p, d)
     U = U * ((0.7 + _uniform(generator, n, 1, 1)) * p**0.5 / U.norm(dim=(-2, -1), keepdim=True))
     sharp = ((torch.arange(n) + k) % 3 == 2)[:, None, None] & attained
-    P = torch.where(sharp, sigma[:, :1, None] * _rotation(generator, n, p), P)
+    P = torch.where(sharp, sigma[:, :1, None].clamp_min(0.6) * _rotation(generator, n, p), P)
     U = torch.where(sharp, 0.0, U)
     gap = 0.1 * 30 ** _uniform(generator, n, 1)
     top = extremes(P @ P.mT + U @ U.mT)[1][:, None]
