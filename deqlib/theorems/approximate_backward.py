@@ -286,10 +286,10 @@ def _problems(generator: Generator, n: int, p: int, d: int) -> tuple[LinearDEQ, 
     shift = (1.0 if p == 1 else 0.25) * (0.3 + uniform[:, 1, None, None])
     A = linear.equilibrium_map(start) + shift * normal[:, d:]
     if p == 1:
-        # S sets the clock: no run is stiff, its fastest rate at either end is at most 30.
+        # S sets the clock: no run is stiff, its fastest rate at either end is at most 100.
         first, _ = rates.local_smoothness(start, S, A)
         _, last = rates.hessian_spectrum(linear.sphere_limit(start, A), S, A)
-        S = S * (30 / torch.maximum(first, last)).clamp(max=1)[:, None, None]
+        S = S * (100 / torch.maximum(first, last)).clamp(max=1)[:, None, None]
     return start, S, A
 
 

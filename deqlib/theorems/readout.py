@@ -76,7 +76,7 @@ class Readout(Theorem[Instance]):
         "square": Hypothesis(r"$m=p$: as many outputs as states."),
         "gap": Hypothesis(r"$\lambda_{\min}(D)>\lambda_{\max}(C)$."),
     }
-    least_activity = 1e-2
+    least_activity = 3e-3
 
     # Draws ------------------------------------------------------------------------------------
 
@@ -246,12 +246,12 @@ def _gapped(
 
 
 def _slowest_target(theta: ReadoutDEQ, S: Tensor) -> Tensor:
-    """The unit A for which, from U = 0 and P a multiple of a rotation, ‖∇L‖² = 2μL.
+    """The A of norm 2 for which, from U = 0 and P a multiple of a rotation, ‖∇L‖² = 2μL.
 
     The one that the weakest direction of the inputs asks of the outputs that Y = VP⁻¹ moves least.
     """
     Y, _ = readout.factors(theta)
-    return torch.linalg.svd(Y).U[..., -1:] @ torch.linalg.eigh(S).eigenvectors[..., :1].mT
+    return 2 * torch.linalg.svd(Y).U[..., -1:] @ torch.linalg.eigh(S).eigenvectors[..., :1].mT
 
 
 def _tall(generator: Generator, n: int, k: int) -> tuple[ReadoutDEQ, Tensor, Tensor, Tensor]:
