@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route, TimeoutError, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "_build" / "screenshots"
@@ -39,6 +39,7 @@ SETTLED = """async () => {
     await document.fonts.ready;
 }"""
 WIDER_THAN_SCREEN = "document.documentElement.scrollWidth - window.innerWidth"
+THEME_IS = "scheme => document.documentElement.dataset.theme === scheme"
 WRONG_FORMULAS = """[...document.querySelectorAll('mjx-merror, [data-mjx-error], mjx-mtext')]
     .filter(e => e.matches('mjx-merror, [data-mjx-error]') || e.style.color === 'red')
     .map(e => e.parentElement.textContent)"""
@@ -94,9 +95,10 @@ class Watched:
         wider = self.page.evaluate(WIDER_THAN_SCREEN)
         if wider > 0:
             self.wrong.append(f"{wider} px wider than a screen of {width} px")
-        shown = self.page.evaluate("document.documentElement.dataset.theme")
-        if shown != scheme:
-            self.wrong.append(f"{shown} where {scheme} is preferred")
+        try:  # the page hears of a change a moment after it is made
+            self.page.wait_for_function(THEME_IS, arg=scheme, timeout=PATIENCE / 10)
+        except TimeoutError:
+            self.wrong.append(f"not {scheme} where that is preferred")
 
 
 @pytest.mark.parametrize("name", PAGES)
