@@ -109,7 +109,7 @@ class ApproximateBackward(Theorem[Instance]):
         "exact-forward": Hypothesis("The forward pass returns the equilibrium."),
         "continuous-time": Hypothesis("Time is continuous."),
     }
-    least_activity = 1e-3
+    least_activity = 1e-4
 
     def draw(self, generator: Generator, n: int) -> list[Instance]:
         return _positive(self._anywhere, generator, n)
