@@ -39,10 +39,10 @@ test: $(READY)
 # the built site: files, links and anchors; then every page in a browser, with other hosts blocked
 test-site test-browser: export BOOK_SITE = required
 test-site: $(READY)
-	$(BIN)/python -m pytest tests/site
+	$(BIN)/python -m pytest -n 2 tests/site
 
 test-browser: $(READY)
-	$(BIN)/python -m pytest tests/site/test_browser.py
+	$(BIN)/python -m pytest -n 2 tests/site/test_browser.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=.

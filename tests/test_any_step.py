@@ -12,10 +12,18 @@ from torch import Generator
 from deqlib import linear, rates
 from deqlib.linear import LinearDEQ
 from deqlib.theorems import THEOREMS, Verdict, verify
-from deqlib.theorems.any_step import STEPS, AnyStep, loss_sum_bound, map_threshold, size
+from deqlib.theorems.any_step import (
+    STEPS,
+    AnyStep,
+    loss_sum_bound,
+    map_threshold,
+    radius_bound,
+    size,
+)
 
 LAW = AnyStep()
 SUM = "Σ L ≤ (ρ_K² − ρ₀²)/(4η²λ)"
+RADIUS = "r_K² ≤ (17/16) max(r₀², 4ηΛ* + 2η²Λ*L*/r₀²)"
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +63,25 @@ def test_the_sum_bound_is_nearly_attained() -> None:
         theta = LinearDEQ(theta.W - eta * g.W, theta.U - eta * g.U)
     ratio = total / float(loss_sum_bound(first, size(theta), eta, S))
     assert 0.99 < ratio <= 1
+
+
+def test_the_radius_is_bounded_by_the_worst_loss(verdict: Verdict) -> None:
+    """Within a factor of two of the truth somewhere, and far from it where it must cover a jump."""
+    ratios = [m[RADIUS].tightness for m in verdict.measurements]
+    assert 0.5 < max(ratios) <= 1
+    jumped = [one for one in LAW.draw(Generator().manual_seed(0), 200)
+              if float(size(one.theta)[1] / size(one.theta)[0]) > 100]  # fmt: skip
+    assert len(jumped) > 3
+
+
+def test_the_radius_bound_by_hand() -> None:
+    """S = 1, A = 0, L* = 2: Φ* = 2 and Λ* = 25; r₀ = 5."""
+    S, A = torch.eye(1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    theta = LinearDEQ(torch.tensor([[-3.0]]).double(), torch.tensor([[3.0]]).double())
+    worst = torch.tensor(2.0, dtype=torch.float64)
+    small, large = (float(radius_bound(theta, worst, eta, S, A)) for eta in (0.01, 1.0))
+    assert small == pytest.approx(17 / 16 * 25)
+    assert large == pytest.approx(17 / 16 * (100 + 4))
 
 
 @pytest.mark.parametrize("name", ["trained-self-weight", "plain-descent", "defined"])

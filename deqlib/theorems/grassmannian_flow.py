@@ -15,7 +15,7 @@ from deqlib.rates import gram
 from deqlib.theorems.base import Hypothesis, Measurement, Theorem
 
 EPS = torch.finfo(torch.float64).eps
-RTOL, ATOL = 1e-9, 1e-12
+RTOL, ATOL = 1e-10, 1e-13
 PATH = 1e-6
 """Two integrations of one path agree to this: their tolerance, times what its errors grow by."""
 POINTS = 9

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -36,7 +37,7 @@ class Training:
 
 
 PLAIN = Training()
-OTHERS = (Training(readout_rate=0.5), Training(input_rate=2.0), Training(decay=0.3))
+OTHERS = (Training(readout_rate=0.5), Training(input_rate=2.0), Training(decay=0.05))
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,12 @@ class Readout(Theorem[Instance]):
         "square": Hypothesis(r"$m=p$: as many outputs as states."),
         "gap": Hypothesis(r"$\lambda_{\min}(D)>\lambda_{\max}(C)$."),
     }
-    least_activity = 1e-2
+    least_activity = 3e-3
 
     # Draws ------------------------------------------------------------------------------------
 
     def draw(self, generator: Generator, n: int) -> list[Instance]:
-        return _groups(generator, n, _gapped, (PLAIN,))
+        return _groups(generator, n, partial(_gapped, attained=True), (PLAIN,))
 
     @property
     def drop(self) -> dict[str, Callable[[Generator, int], list[Instance]]]:
@@ -205,11 +206,19 @@ def _times(theta: ReadoutDEQ, S: Tensor) -> Tensor:
 
 
 def _gapped(
-    generator: Generator, n: int, k: int, outputs: int = 0, inputs: int = 0, least: float = 0.1
+    generator: Generator,
+    n: int,
+    k: int,
+    *,
+    outputs: int = 0,
+    inputs: int = 0,
+    least: float = 0.1,
+    attained: bool = False,
 ) -> tuple[ReadoutDEQ, Tensor, Tensor, Tensor]:
     """p = 1 … 4 states, m = p + outputs, a gap λ_min(D)/λ_max(C) − 1 between 0.1 and 3.
 
-    P has σ_min down to `least` and either sign of det P; V makes D what it is to be.
+    P has σ_min down to `least` and either sign of det P; V makes D what it is to be. With
+    ``attained`` every third starts where ‖∇L‖² = 2μL.
     """
     p = 1 + k % 4
     d = p + inputs if inputs else int(torch.randint(1, 5, (), generator=generator))
@@ -217,6 +226,9 @@ def _gapped(
     P = (_rotation(generator, n, p) * sigma[:, None, :]) @ _rotation(generator, n, p)
     U = _normal(generator, n, p, d)
     U = U * ((0.7 + _uniform(generator, n, 1, 1)) * p**0.5 / U.norm(dim=(-2, -1), keepdim=True))
+    sharp = ((torch.arange(n) + k) % 3 == 2)[:, None, None] & attained
+    P = torch.where(sharp, sigma[:, :1, None].clamp_min(0.6) * _rotation(generator, n, p), P)
+    U = torch.where(sharp, 0.0, U)
     gap = 0.1 * 30 ** _uniform(generator, n, 1)
     top = extremes(P @ P.mT + U @ U.mT)[1][:, None]
     Q = _rotation(generator, n, p)
@@ -228,7 +240,18 @@ def _gapped(
     V = torch.linalg.qr(_normal(generator, n, p + outputs, p)).Q @ root
     theta = ReadoutDEQ(torch.eye(p, dtype=P.dtype) - P, U, V)
     S, A = _moment(generator, n, d), _normal(generator, n, p + outputs, d)
+    if attained:
+        A = torch.where(sharp, _slowest_target(theta, S), A)
     return theta, S, A, _times(theta, S)
+
+
+def _slowest_target(theta: ReadoutDEQ, S: Tensor) -> Tensor:
+    """The A of norm 2 for which, from U = 0 and P a multiple of a rotation, ‖∇L‖² = 2μL.
+
+    The one that the weakest direction of the inputs asks of the outputs that Y = VP⁻¹ moves least.
+    """
+    Y, _ = readout.factors(theta)
+    return 2 * torch.linalg.svd(Y).U[..., -1:] @ torch.linalg.eigh(S).eigenvectors[..., :1].mT
 
 
 def _tall(generator: Generator, n: int, k: int) -> tuple[ReadoutDEQ, Tensor, Tensor, Tensor]:
@@ -290,6 +313,7 @@ def _run(
         times=torch.linspace(0, 1, POINTS, dtype=torch.float64) ** 2,
         rtol=RTOL,
         atol=ATOL,
+        max_steps=5000,
         batch_ndim=1,
         dense=False,
         progress=False,
