@@ -23,6 +23,8 @@ from deqlib.theorems.picard_rate import PicardRate
 from deqlib.theorems.picard_safe import PicardSafe
 from deqlib.theorems.readout import Readout
 from deqlib.theorems.sphere_limit import SphereLimit
+from deqlib.theorems.stable_branches import StableBranches
+from deqlib.theorems.vector_local import VectorLocal
 from deqlib.theorems.well_conditioned import WellConditioned
 
 THEOREMS: dict[str, Theorem[Any]] = {
@@ -43,6 +45,8 @@ THEOREMS: dict[str, Theorem[Any]] = {
         ApproximateBackward(),
         GrassmannianFlow(),
         Readout(),
+        StableBranches(),
+        VectorLocal(),
     )
 }
 
