@@ -180,12 +180,43 @@ def cold_start(link: Link, a: float | Tensor, s: Tensor, *, max_iter: int = 20_0
     return settle(link, a, s, torch.zeros_like(s), max_iter=max_iter)
 
 
-def warm_start(link: Link, a: float | Tensor, s: Tensor, *, max_iter: int = 20_000) -> Tensor:
-    """`settle` along a path of indices s (T, *batch): the first from z = 0, each next one from the
-    equilibrium before it. Returns u (T, *batch)."""
-    path = [cold_start(link, a, s[0], max_iter=max_iter)]
+def walk(link: Link, a: float, s: Tensor, z: Tensor) -> Tensor:
+    """Where `settle` ends, without its iterations: for a ≥ 0 and a non-decreasing φ.
+
+    z ↦ φ(a z + s) is then non-decreasing, so Picard's iterates from z are monotone and end at the
+    next equilibrium above z if the first step goes up, below z if it goes down (proposition
+    `picard-walks`). s and z broadcast; the equilibria are those of `equilibria`.
+
+    Raises:
+        ValueError: for a negative a, a link that falls, or a point with no equilibrium ahead.
+    """
+    if not (a >= 0 and link.alpha >= 0):
+        raise ValueError(
+            f"a is {a:.6g} and the slopes of {link.name} begin at {link.alpha:.6g}; neither may be "
+            "negative, or Picard's iterates need not be monotone"
+        )
+    s, z = torch.broadcast_tensors(s, z)
+    found, here = equilibria(link, a, s), (a * z + s)[..., None]
+    up = here - a * link(here) <= s[..., None]
+    # A start at an equilibrium stays there; rounding must not send it to the next one.
+    slip = 1e-12 * (1 + here.abs())
+    above = torch.where(found.exists & (found.u >= here - slip), found.u, torch.inf).amin(-1)
+    below = torch.where(found.exists & (found.u <= here + slip), found.u, -torch.inf).amax(-1)
+    u = torch.where(up[..., 0], above, below)
+    if not bool(u.isfinite().all()):
+        raise ValueError(
+            f"s is {float(s[~u.isfinite()][0]):.6g} and a {a:.6g}; Picard's iteration meets no "
+            "equilibrium from there"
+        )
+    return u
+
+
+def warm_start(link: Link, a: float, s: Tensor) -> Tensor:
+    """`walk` along a path of indices s (T, *batch): the first from z = 0, each next one from the
+    equilibrium before it, as a layer that keeps its last state does. Returns u (T, *batch)."""
+    path = [walk(link, a, s[0], torch.zeros_like(s[0]))]
     for now in s[1:]:
-        path.append(settle(link, a, now, link(path[-1]), max_iter=max_iter))
+        path.append(walk(link, a, now, link(path[-1])))
     return torch.stack(path)
 
 

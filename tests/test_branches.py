@@ -139,10 +139,26 @@ def test_the_outer_branch_is_the_outermost_equilibrium() -> None:
             assert float((u - far).abs().max()) < 1e-12
 
 
+def test_walking_ends_where_picard_ends() -> None:
+    generator = torch.Generator().manual_seed(0)
+    s, z = torch.randn(2, 200, generator=generator, dtype=torch.float64)
+    for link in (*ODD, activations.logistic, activations.softplus):
+        for a in (0.0, 0.6, 0.95, 1.7):
+            if link is activations.softplus and a > 1:
+                continue
+            walked = branches.walk(link, a, s, z)
+            gain = a * link.derivative(walked)
+            settled = branches.settle(link, a, s, z)
+            assert bool((gain < 1).all())
+            # settle errs by its residual 1e-13 (1 + |z|) over 1 − gain, and walk by rounding.
+            size = (1 + link(walked).abs()) * (1 + a)
+            assert bool(((walked - settled).abs() <= 3e-13 * size / (1 - gain)).all())
+
+
 def test_warm_starts_lag_behind_until_the_fold() -> None:
     """Going up and down, tanh jumps at +s_c and −s_c: a loop of hysteresis."""
     a, edge = 2.0, float(branches.tanh_fold(tensor(2.0)))
-    up = torch.linspace(-1, 1, 201, dtype=torch.float64)[:, None]
+    up = torch.linspace(-1, 1, 81, dtype=torch.float64)[:, None]
     rising = branches.warm_start(activations.tanh, a, up)[:, 0]
     falling = branches.warm_start(activations.tanh, a, up.flip(0))[:, 0].flip(0)
     s = up[:, 0]
@@ -191,6 +207,16 @@ def test_leaky_ceiling_solves_its_equation() -> None:
             lambda: branches.equilibria(activations.tanh, 2.0, torch.zeros(2)),
             TypeError,
             "must be float64",
+        ),
+        (
+            lambda: branches.walk(activations.tanh, -1.0, tensor(0.0), tensor(0.0)),
+            ValueError,
+            "neither may be negative",
+        ),
+        (
+            lambda: branches.walk(activations.relu, 1.5, tensor(1.0), tensor(0.0)),
+            ValueError,
+            "meets no equilibrium",
         ),
         (
             lambda: branches.leaky_ceiling(
