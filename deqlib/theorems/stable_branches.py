@@ -200,11 +200,13 @@ def _falling(generator: Generator) -> Instance:
 
 
 def _unsolved(generator: Generator, i: int) -> Instance:
-    """Picard's iteration cut off after two steps from z = 0."""
-    one = _instance(generator, STRICT[i % len(STRICT)], beyond=False)
-    s = single_index.index(one.theta, one.X)
-    u = one.theta.a * one.link(one.theta.a * one.link(s) + s) + s
-    return Instance(one.link, one.X, one.theta, one.target, u, one.v, one.y)
+    """Picard's iteration cut off after two steps from z = 0, where that is not nearly enough."""
+    while True:
+        one = _instance(generator, STRICT[i % len(STRICT)], beyond=False)
+        s = single_index.index(one.theta, one.X)
+        u = one.theta.a * one.link(one.theta.a * one.link(s) + s) + s
+        if _residual(one.link, one.theta, one.X, u) > 1e-3:
+            return Instance(one.link, one.X, one.theta, one.target, u, one.v, one.y)
 
 
 def _unstable(generator: Generator, i: int) -> Instance:
