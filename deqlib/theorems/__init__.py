@@ -27,6 +27,8 @@ from deqlib.theorems.single_index_gradient import SingleIndexGradient
 from deqlib.theorems.single_index_rate import SingleIndexRate
 from deqlib.theorems.sphere_limit import SphereLimit
 from deqlib.theorems.unique_equilibrium import UniqueEquilibrium
+from deqlib.theorems.stable_branches import StableBranches
+from deqlib.theorems.vector_local import VectorLocal
 from deqlib.theorems.well_conditioned import WellConditioned
 
 THEOREMS: dict[str, Theorem[Any]] = {
@@ -50,6 +52,8 @@ THEOREMS: dict[str, Theorem[Any]] = {
         UniqueEquilibrium(),
         SingleIndexGradient(),
         SingleIndexRate(),
+        StableBranches(),
+        VectorLocal(),
         NoiseBall(),
     )
 }
