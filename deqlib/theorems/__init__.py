@@ -26,8 +26,8 @@ from deqlib.theorems.readout import Readout
 from deqlib.theorems.single_index_gradient import SingleIndexGradient
 from deqlib.theorems.single_index_rate import SingleIndexRate
 from deqlib.theorems.sphere_limit import SphereLimit
-from deqlib.theorems.unique_equilibrium import UniqueEquilibrium
 from deqlib.theorems.stable_branches import StableBranches
+from deqlib.theorems.unique_equilibrium import UniqueEquilibrium
 from deqlib.theorems.vector_local import VectorLocal
 from deqlib.theorems.well_conditioned import WellConditioned
 
