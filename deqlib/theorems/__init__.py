@@ -21,6 +21,7 @@ from deqlib.theorems.implicit_gradient import ImplicitGradient
 from deqlib.theorems.linear_gradient import LinearGradient
 from deqlib.theorems.picard_rate import PicardRate
 from deqlib.theorems.picard_safe import PicardSafe
+from deqlib.theorems.radius_drift import RadiusDrift
 from deqlib.theorems.readout import Readout
 from deqlib.theorems.sphere_limit import SphereLimit
 from deqlib.theorems.well_conditioned import WellConditioned
@@ -43,6 +44,7 @@ THEOREMS: dict[str, Theorem[Any]] = {
         ApproximateBackward(),
         GrassmannianFlow(),
         Readout(),
+        RadiusDrift(),
     )
 }
 
