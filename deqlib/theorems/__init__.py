@@ -19,6 +19,7 @@ from deqlib.theorems.flow_rate import FlowRate
 from deqlib.theorems.grassmannian_flow import GrassmannianFlow
 from deqlib.theorems.implicit_gradient import ImplicitGradient
 from deqlib.theorems.linear_gradient import LinearGradient
+from deqlib.theorems.outer_link import OuterLink
 from deqlib.theorems.picard_rate import PicardRate
 from deqlib.theorems.picard_safe import PicardSafe
 from deqlib.theorems.radius_drift import RadiusDrift
@@ -45,6 +46,7 @@ THEOREMS: dict[str, Theorem[Any]] = {
         GrassmannianFlow(),
         Readout(),
         RadiusDrift(),
+        OuterLink(),
     )
 }
 
