@@ -42,7 +42,7 @@ def speeds(
         axis.axhline(0, color="#999999", linewidth=0.8)
         axis.set_title(name)
         axis.set_xlabel("time $t$")
-        axis.legend(fontsize=9, loc="lower right", frameon=False)
+    axes[0, 0].legend(fontsize=9, loc="lower left", frameon=False)
     axes[0, 0].set_ylabel("$dr^2/d\\log t$")
     return figure
 
