@@ -20,8 +20,10 @@ from deqlib.theorems.grassmannian_flow import GrassmannianFlow
 from deqlib.theorems.implicit_gradient import ImplicitGradient
 from deqlib.theorems.linear_gradient import LinearGradient
 from deqlib.theorems.noise_ball import NoiseBall
+from deqlib.theorems.outer_link import OuterLink
 from deqlib.theorems.picard_rate import PicardRate
 from deqlib.theorems.picard_safe import PicardSafe
+from deqlib.theorems.radius_drift import RadiusDrift
 from deqlib.theorems.readout import Readout
 from deqlib.theorems.single_index_gradient import SingleIndexGradient
 from deqlib.theorems.single_index_rate import SingleIndexRate
@@ -54,6 +56,8 @@ THEOREMS: dict[str, Theorem[Any]] = {
         SingleIndexRate(),
         StableBranches(),
         VectorLocal(),
+        RadiusDrift(),
+        OuterLink(),
         NoiseBall(),
     )
 }
