@@ -63,11 +63,13 @@ class VectorLocal(Theorem[Run]):
     statement = (
         r"For $z=\varphi(Wz+Ux)\in\mathbb R^p$, slopes in $[\alpha,\beta]$, $\alpha>0$, let "
         r"$\kappa=1/\beta-\|W^*\|_2$, $\sigma=1/\alpha-1/\beta<\kappa/2$ and "
-        r"$\rho=\|\delta_0\|<\kappa/4$. With $\gamma=1-\frac{\sigma+\rho}{\kappa-\rho}>0$, "
+        r"$\rho=\|\delta_0\|<\kappa/4$. Let $\lambda$, $\lambda^+$ be the extreme eigenvalues of "
+        r"$\mathbb E[(y,x)(y,x)^\top]$. With $\gamma=1-\frac{\sigma+\rho}{\kappa-\rho}>0$, "
         r"$m=\gamma\lambda/(1/\alpha+\|W^*\|_2+\rho)^2$ and "
         r"$\Lambda=\lambda^+\kappa^2/(\gamma(\kappa-\rho)^4)$, the gradient of "
-        r"$\frac12\mathbb E\|z-y\|^2$ satisfies $\langle\nabla L,\delta\rangle\ge"
-        r"\gamma\,\mathbb E\|z-y\|^2\ge m\|\delta\|^2$, and gradient descent with "
+        r"$\frac12\mathbb E\|z-y\|^2$ satisfies, wherever $\|\delta\|\le\rho$, "
+        r"$\langle\nabla L,\delta\rangle\ge\gamma\,\mathbb E\|z-y\|^2\ge m\|\delta\|^2$ and "
+        r"$\|\nabla L\|^2\le\Lambda\langle\nabla L,\delta\rangle$; gradient descent with "
         r"$\eta\le1/\Lambda$ satisfies $\|\delta_{k+1}\|^2\le(1-\eta m)\|\delta_k\|^2$."
     )
     hypotheses = {
