@@ -17,6 +17,7 @@ from deqlib import linear, one_point
 from deqlib.__main__ import main
 from deqlib.activations import logistic
 from deqlib.experiments import PROTOCOLS, backward, runner, sigmoid, table, weak
+from deqlib.experiments.recorded import Recorded, agreeing
 from deqlib.experiments.runner import Job
 from deqlib.theorems.approximate_backward import SCHEMES, step_direction
 
@@ -59,6 +60,13 @@ def test_two_terms_stall_where_it_was_recorded() -> None:
     assert ends["two terms"].a == pytest.approx(-1, abs=1e-12)
     assert ends["two terms"].risk == pytest.approx(0.0160, abs=5e-5)
     assert all(end.risk < 1e-25 for name, end in ends.items() if name != "two terms")
+
+
+def test_digits_are_counted_as_a_reader_would() -> None:
+    given = Recorded("linear", "exact", 200, "risk", 0.0160, 3)
+    record = PROTOCOLS["linear"](steps=1)[0]
+    for risk, digits in ((0.01604, 3), (0.01609, 2), (0.0172, 1), (0.03, 0), (-0.016, 0)):
+        assert agreeing(given, record._replace(risk=risk)) == digits, risk
 
 
 # ----------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def run(
                     if code != fingerprint(job.protocol):
                         raise ClusterError(
                             f"a worker runs other code of {job.protocol!r} than this process; "
-                            "install the same deqlib and torch on all machines"
+                            "install the same Python, torch and deqlib on all machines"
                         )
                     store(folder, job, code, records)
                     bar.update()

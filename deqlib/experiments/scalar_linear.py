@@ -17,6 +17,7 @@ from deqlib.linear import LinearDEQ
 STEP = 0.01
 SLOPE, LEVEL = 2.0, 1.0
 MILESTONES = (0, 1, 2, 5, 10, 20, 50, 100, 150, 200)
+STARTS_MILESTONES = (0, 10, 50, 200)
 INTERCEPT_MILESTONES = (0, 10, 20, 50, 100, 200, 500, 1000, 2000)
 
 
@@ -95,7 +96,7 @@ PROTOCOLS = (
     ),
     Protocol(
         "linear-starts", "Twenty starts near the singular point, of which the paper shows seed 6.",
-        run_starts, ("exact",), 0, 20, 200, MILESTONES, 0.1,
+        run_starts, ("exact",), 0, 20, 200, STARTS_MILESTONES, 0.1,
     ),
     Protocol(
         "linear-intercept", "The linear DEQ with an intercept: three parameters.",

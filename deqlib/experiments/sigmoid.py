@@ -16,7 +16,9 @@ from deqlib.single_index import Objective, SingleIndexDEQ
 TARGET = SingleIndexDEQ(vector(0.0), vector([2.0]))
 FAR = 20.0
 NEAR_STEP, FAR_STEP = 0.1, 2.0
-MILESTONES = (0, 100, 200, 500, 1000, 2000, 4000, 10_000, 20_000, 30_000, 40_000)
+MILESTONES = (
+    0, 100, 200, 500, 1000, 2000, 4000, 5000, 6000, 7000, 8000, 10_000, 20_000, 30_000, 40_000,
+)  # fmt: skip
 
 
 def objective(seed: int) -> Objective:
