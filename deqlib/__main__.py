@@ -3,6 +3,7 @@
 python -m deqlib                                      every theorem, 200 instances each
 python -m deqlib conservation-law --draws 10000       one theorem, harder
 python -m deqlib conservation-law --drop plain-step   without one of its hypotheses
+python -m deqlib experiments                          the paper's experiments (--help says more)
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from deqlib.experiments.__main__ import main as experiments
 from deqlib.theorems import THEOREMS
 from deqlib.theorems.base import Verdict, verify
 from deqlib.theorems.ledger import Row, ledger
@@ -60,6 +62,9 @@ def describe(verdict: Verdict) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0 where everything is as the statements say."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["experiments"]:
+        return experiments(words[1:])
     parser = argparse.ArgumentParser(
         prog="python -m deqlib", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -68,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--draws", type=int, default=200, help="instances to draw (default 200)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the generator (default 0)")
     parser.add_argument("--drop", help="drop this hypothesis and expect a failure")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     if options.draws < 1:
         parser.error(f"--draws is {options.draws}; it must be at least 1")
     if options.label is None:

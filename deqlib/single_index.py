@@ -101,8 +101,27 @@ def preactivation(
         usable = good & a.isfinite() & s.isfinite()
         a0, s0 = torch.where(usable, a, 0), torch.where(usable, s, 0)
         u = s0 if start is None else torch.where(usable & start.isfinite(), start, s0)
-        root = _newton(link, a0.reshape(-1), s0.reshape(-1), u.reshape(-1), max_iter)
-        return torch.where(usable, root.reshape(a.shape), torch.nan)
+        root = None if start is None else _polish(link, a0, s0, u)
+        if root is None:
+            flat_root = _newton(link, a0.reshape(-1), s0.reshape(-1), u.reshape(-1), max_iter)
+            root = flat_root.reshape(a.shape)
+        return torch.where(usable, root, torch.nan)
+
+
+def _polish(link: Link, a: Tensor, s: Tensor, u: Tensor) -> Tensor | None:
+    """Plain Newton from a good start; None unless every point reaches `preactivation`'s first test.
+
+    The root is unique, so the test is all that a result needs; where Newton strays, `_newton` does
+    the work.
+    """
+    rounding = 4 * torch.finfo(s.dtype).eps
+    for _ in range(3):
+        pulled = a * link(u)
+        g = u - pulled - s
+        if bool((g.abs() <= rounding * (u.abs() + pulled.abs() + s.abs())).all()):
+            return u
+        u = u - g / (1 - a * link.derivative(u))
+    return None
 
 
 def _newton(link: Link, a: Tensor, s: Tensor, u: Tensor, max_iter: int) -> Tensor:
@@ -246,13 +265,23 @@ def gradient(
     return pull_back(slope(link, theta.a[..., None], u), link(u), X, y)
 
 
+class _Solved(NamedTuple):
+    """The equilibria of one sample: a and s as they were, u, z and D."""
+
+    a: Tensor
+    s: Tensor
+    u: Tensor
+    z: Tensor
+    D: Tensor
+
+
 class Objective:
     """Loss and gradient of one link on one sample, for `deqlib.dynamics`.
 
     `loss` and `gradient` are the functions of this module with throw=False: a model that leaves
     a β < 1 has the loss NaN, which ends its run with an outcome. The equilibria of the last point
     are kept: asked for at the same values of a and s = wᵀx again they need no solving, and
-    elsewhere the search begins from them. X (*batch, n, d), y (*batch, n).
+    elsewhere the search begins where they move to first order. X (*batch, n, d), y (*batch, n).
     """
 
     def __init__(self, link: Link, X: Tensor, y: Tensor) -> None:
@@ -263,31 +292,41 @@ class Objective:
                 "and (*batch, n)"
             )
         self.link, self.X, self.y = link, X, y
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # a, s and their u
+        self._last: _Solved | None = None
+
+    def _at(self, theta: SingleIndexDEQ) -> _Solved:
+        """What is known at theta, solved for unless it is there already."""
+        with torch.no_grad():
+            s, start = index(theta, self.X), None
+            if self._last is not None:
+                a, last, u, z, D = self._last
+                # By value, and against copies: theta and X may have been changed in place.
+                if a.dtype == theta.a.dtype and torch.equal(a, theta.a) and torch.equal(last, s):
+                    return self._last
+                if u.shape == s.shape and u.dtype == s.dtype:
+                    # One Newton step on the new equation; its slope is 1/(1 − aφ′) = 1 + aD.
+                    start = u - (u - theta.a[..., None] * z - s) * (1 + a[..., None] * D)
+            u = preactivation(self.link, theta.a[..., None], s, start=start, throw=False)
+            D = slope(self.link, theta.a[..., None], u)
+            self._last = _Solved(theta.a.clone(), s, u, self.link(u), D)
+            return self._last
 
     def preactivation(self, theta: SingleIndexDEQ) -> Tensor:
         """u of every sample, (*batch, n)."""
-        with torch.no_grad():
-            s = index(theta, self.X)
-            start = None
-            if self._last is not None:
-                a, last, u = self._last
-                # By value, and against copies: theta and X may have been changed in place.
-                if a.dtype == theta.a.dtype and torch.equal(a, theta.a) and torch.equal(last, s):
-                    return u.clone()
-                start = u if u.shape == s.shape and u.dtype == s.dtype else None
-            u = preactivation(self.link, theta.a[..., None], s, start=start, throw=False)
-            self._last = theta.a.clone(), s, u
-            return u.clone()
+        return self._at(theta).u.clone()
+
+    def slope(self, theta: SingleIndexDEQ) -> Tensor:
+        """D of every sample, (*batch, n)."""
+        return self._at(theta).D.clone()
 
     def loss(self, theta: SingleIndexDEQ) -> Tensor:
         """½ E (z − y)², NaN where the equilibrium is not unique."""
-        return 0.5 * (self.link(self.preactivation(theta)) - self.y).square().mean(-1)
+        return 0.5 * (self._at(theta).z - self.y).square().mean(-1)
 
     def gradient(self, theta: SingleIndexDEQ) -> SingleIndexDEQ:
         """E[(z − y) D (z, x)]."""
-        u = self.preactivation(theta)
-        return pull_back(slope(self.link, theta.a[..., None], u), self.link(u), self.X, self.y)
+        at = self._at(theta)
+        return pull_back(at.D, at.z, self.X, self.y)
 
 
 def flat(theta: SingleIndexDEQ) -> Tensor:
