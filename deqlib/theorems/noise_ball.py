@@ -117,17 +117,19 @@ class NoiseBall(Theorem[Noisy]):
     chapter = "16_samples_and_noise"
     statement = (
         r"Let $y_i=h_{a^*}(w^{*\top}x_i)+\xi_i$, let $m,\Lambda$ be the constants of the ball of "
-        r"radius $\rho<\Delta^*$, $e(\theta)=E[\xi D(z,x)]$, "
+        r"radius $\rho<\Delta^*$, $e(\theta)=\mathbb E[\xi D(z,x)]$, "
         r"$\|e\|\le\bar\epsilon$ in the ball, and "
-        r"$R^2=E[\xi^2]\,T^*/((\Delta^*-\rho)m)$. If $2\bar\epsilon\le m\rho$ or $R<\rho$, descent "
-        r"with $\eta\le1/\Lambda$ from the ball stays in it, "
+        r"$R^2=\mathbb E[\xi^2]\,T^*/((\Delta^*-\rho)m)$. If $2\bar\epsilon\le m\rho$ or $R<\rho$, "
+        r"descent with $\eta\le1/\Lambda$ from the ball stays in it, "
         r"$\|\delta_{k+1}\|\le(1-\frac{\eta m}2)\|\delta_k\|+\eta\|e(\theta_k)\|$, "
         r"$\|\delta_{k+1}\|^2\le(1-\eta m)\|\delta_k\|^2+\eta mR^2$, and every critical point in "
-        r"the ball has $\|\hat\theta-\theta^*\|\le\min\{\bar\epsilon/m,R\}$."
+        r"the ball has $\|\hat\theta-\theta^*\|\le\min\{\|e(\hat\theta)\|/m,R\}$."
     )
     hypotheses = {
         "sloped": Hypothesis(r"The slopes of $\varphi$ lie in $[\alpha,\beta]$, $\alpha>0$."),
-        "identifiable": Hypothesis(r"$\lambda=\lambda_{\min}(E[(y^\circ,x)(y^\circ,x)^\top])>0$."),
+        "identifiable": Hypothesis(
+            r"$\lambda=\lambda_{\min}(\mathbb E[(y^\circ,x)(y^\circ,x)^\top])>0$."
+        ),
         "start-in-ball": Hypothesis(r"$\|\theta_0-\theta^*\|\le\rho<\Delta^*$."),
         "small-noise": Hypothesis(r"$2\bar\epsilon\le m\rho$ or $R<\rho$."),
         "small-step": Hypothesis(r"$0<\eta\le1/\Lambda$."),

@@ -191,7 +191,7 @@ class SingleIndexGradient(Theorem[Instance]):
     statement = (
         r"Let $z$ be the equilibrium of $z=\varphi(az+w^\top x)$, $u=az+w^\top x$ and "
         r"$D=\varphi'(u)/(1-a\varphi'(u))$. Then $\nabla_\theta z=D\,(z,x)$ for $\theta=(a,w)$, "
-        r"and $L=\frac12E(z-y)^2$ has the gradient $\nabla L=E[(z-y)\,D\,(z,x)]$, "
+        r"and $L=\frac12\mathbb E(z-y)^2$ has the gradient $\nabla L=\mathbb E[(z-y)\,D\,(z,x)]$, "
         r"for any labels $y$."
     )
     hypotheses = {
