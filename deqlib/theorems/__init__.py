@@ -19,9 +19,12 @@ from deqlib.theorems.flow_rate import FlowRate
 from deqlib.theorems.grassmannian_flow import GrassmannianFlow
 from deqlib.theorems.implicit_gradient import ImplicitGradient
 from deqlib.theorems.linear_gradient import LinearGradient
+from deqlib.theorems.one_point_monotonicity import OnePointMonotonicity
 from deqlib.theorems.picard_rate import PicardRate
 from deqlib.theorems.picard_safe import PicardSafe
+from deqlib.theorems.positive_adjoint import PositiveAdjoint
 from deqlib.theorems.readout import Readout
+from deqlib.theorems.secant_identity import SecantIdentity
 from deqlib.theorems.sphere_limit import SphereLimit
 from deqlib.theorems.well_conditioned import WellConditioned
 
@@ -43,6 +46,9 @@ THEOREMS: dict[str, Theorem[Any]] = {
         ApproximateBackward(),
         GrassmannianFlow(),
         Readout(),
+        SecantIdentity(),
+        OnePointMonotonicity(),
+        PositiveAdjoint(),
     )
 }
 
