@@ -28,7 +28,7 @@ def _plane(
     """Levels of log L over the (a, w) plane, the target and the ball; convex parts outlined."""
     levels = np.log10(np.asarray(loss).T.clip(1e-6))
     axis.contourf(a, w, levels, levels=12, cmap="Blues", alpha=0.75)
-    axis.contour(a, w, levels, levels=12, colors="white", linewidths=0.5)
+    axis.contour(a, w, levels, levels=12, colors="white", linewidths=0.5, linestyles="solid")
     if curvature is not None:
         convex = (np.asarray(curvature).T >= 0).astype(float)
         axis.contourf(a, w, convex, levels=[0.5, 1.5], colors=[CYCLE[4]], alpha=0.85)
@@ -149,12 +149,12 @@ def basin(
                 linestyles=[(0, (5, 3))],
             )  # fmt: skip
             axis.set_yscale("log")
-            axis.invert_yaxis()
             axis.set_xlabel("angle from $w^*$ to $w_0$ (degrees)")
             axis.set_xticks([-180, -90, 0, 90, 180])
             axis.set_title(name)
             axis.grid(visible=False)
-        axes[0, 0].set_ylabel(r"$1/\beta-a_0$ (towards the edge: up)")
+        axes[0, 0].invert_yaxis()  # the panels share it
+        axes[0, 0].set_ylabel(r"$1/\beta-a_0$ (the edge is above)")
         handles = [
             Patch(facecolor=CYCLE[5], label="reaches the ball, converges"),
             Patch(facecolor=CYCLE[1], label=r"crosses $a=1/\beta$"),
