@@ -51,15 +51,16 @@ class Link:
         """Slope (φ(s) − φ(t))/(s − t) of the secant between s and t, which broadcast.
 
         It lies in [α, β], is φ′ where s = t, and is never worse than rounding makes it: where the
-        two points are closer than 1e-5 (1 + |s|) and no kink lies between them, the derivative at
-        their middle stands for the quotient (an error of |s − t|²|φ‴|/24).
+        two points are closer than 1e-5 (1 + |s|), the derivative at their middle stands for the
+        quotient (an error of |s − t|²|φ‴|/24), unless the derivatives at the two ends do not
+        average to it within 1e-9 β: then φ′ or φ″ has a jump between them.
         """
         h = s - t
-        close = (h.abs() <= 1e-5 * (1 + s.abs())) & (
-            (self.derivative(s) - self.derivative(t)).abs() <= 1e-3 * self.beta
-        )
+        middle = self.derivative(t + h / 2)
+        bend = (self.derivative(s) + self.derivative(t) - 2 * middle).abs()
+        close = (h.abs() <= 1e-5 * (1 + s.abs())) & (bend <= 1e-9 * self.beta)
         quotient = (self(s) - self(t)) / torch.where(h == 0, torch.ones_like(h), h)
-        slope = torch.where(close | (h == 0), self.derivative(t + h / 2), quotient)
+        slope = torch.where(close | (h == 0), middle, quotient)
         return slope.clamp(self.alpha, self.beta)
 
     def check(self, generator: torch.Generator, n: int = 2000, reach: float = 20.0) -> None:
@@ -171,7 +172,7 @@ def weakly_nonlinear(epsilon: float = 0.5) -> Link:
 
 
 identity = Link("identity", lambda s: s, torch.ones_like, lambda z: z, 1.0, 1.0)
-tanh = Link("tanh", torch.tanh, lambda s: 1 - torch.tanh(s).square(), torch.atanh, 0.0, 1.0)
+tanh = Link("tanh", torch.tanh, lambda s: 1 / torch.cosh(s).square(), torch.atanh, 0.0, 1.0)
 logistic = Link(
     "logistic",
     torch.sigmoid,

@@ -49,6 +49,45 @@ def weighted_moment(weight: Tensor, X: Tensor, z: Tensor) -> Tensor:
     return rows.mT @ (weight[..., None] * rows) / z.shape[-1]
 
 
+def gain(link: Link, a: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """φ̄/(1 − aφ̄) for the slope φ̄ of the link between the pre-activations u of z and v of y.
+
+    With a = a* it is what z − y is of ⟨δ, (z, x)⟩, and with the model's own a what it is of
+    ⟨δ, (y, x)⟩ (theorem `secant-identity`). a, u and v broadcast.
+    """
+    bar = link.secant(u, v)
+    return bar / (1 - a * bar)
+
+
+def adjoint_matrix(
+    link: Link, target: SingleIndexDEQ, X: Tensor, u: Tensor, v: Tensor, D: Tensor
+) -> Tensor:
+    """Q_D = E[D φ̄/(1 − a*φ̄) (z, x)(z, x)ᵀ], so that E[(z − y) D (z, x)] = Q_D δ.
+
+    u and v (*batch, n) are the pre-activations of z and y, and D (*batch, n) is any adjoint.
+    Source: theorem `positive-adjoint`. Q_D ⪰ 0 where D ≥ 0.
+    """
+    return weighted_moment(D * gain(link, target.a[..., None], u, v), X, link(u))
+
+
+def strict_adjoint_matrix(
+    link: Link,
+    theta: SingleIndexDEQ,
+    target: SingleIndexDEQ,
+    X: Tensor,
+    u: Tensor,
+    v: Tensor,
+    D: Tensor,
+) -> Tensor:
+    """Q̃_D = E[D (1 − a*φ̄) φ̄/(1 − aφ̄)² (y, x)(y, x)ᵀ], with ⟨E[(z − y) D (z, x)], δ⟩ = δᵀQ̃_D δ.
+
+    Arguments as in `adjoint_matrix`. Source: theorem `positive-adjoint`.
+    """
+    bar = link.secant(u, v)
+    weight = D * (1 - target.a[..., None] * bar) * bar / (1 - theta.a[..., None] * bar).square()
+    return weighted_moment(weight, X, link(v))
+
+
 def one_point_matrix(
     link: Link, theta: SingleIndexDEQ, target: SingleIndexDEQ, X: Tensor
 ) -> Tensor:
@@ -57,9 +96,7 @@ def one_point_matrix(
     Source: theorem `one-point-monotonicity`. Q(θ*) is the Hessian at θ*.
     """
     u, v = _both(link, theta, target, X)
-    bar = link.secant(u, v)
-    weight = single_index.slope(link, theta.a[..., None], u) * bar / (1 - target.a[..., None] * bar)
-    return weighted_moment(weight, X, link(u))
+    return adjoint_matrix(link, target, X, u, v, single_index.slope(link, theta.a[..., None], u))
 
 
 def strict_matrix(link: Link, theta: SingleIndexDEQ, target: SingleIndexDEQ, X: Tensor) -> Tensor:
@@ -68,9 +105,8 @@ def strict_matrix(link: Link, theta: SingleIndexDEQ, target: SingleIndexDEQ, X: 
     Its smallest eigenvalue is the rate at θ; it is positive where φ′ > 0 and λ > 0.
     """
     u, v = _both(link, theta, target, X)
-    a, bar = theta.a[..., None], link.secant(u, v)
-    weight = single_index.slope(link, a, u) * (1 - target.a[..., None] * bar) * bar
-    return weighted_moment(weight / (1 - a * bar).square(), X, link(v))
+    D = single_index.slope(link, theta.a[..., None], u)
+    return strict_adjoint_matrix(link, theta, target, X, u, v, D)
 
 
 def hessian(link: Link, target: SingleIndexDEQ, X: Tensor) -> Tensor:

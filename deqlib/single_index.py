@@ -184,6 +184,26 @@ def slope(link: Link, a: Tensor, u: Tensor) -> Tensor:
     return rise / (1 - a * rise)
 
 
+def truncated_slope(link: Link, a: Tensor, u: Tensor, terms: int) -> Tensor:
+    """D_m = φ′ (1 + aφ′ + … + (aφ′)^(m−1)), the first m terms of the Neumann series of `slope`.
+
+    One term is the Jacobian-free adjoint φ′(u). For a β < 1 it is never negative if m is odd; for
+    even m it has the sign of 1 + aφ′.
+
+    Raises:
+        ValueError: for terms < 1.
+
+    Source: theorem `positive-adjoint`.
+    """
+    if terms < 1:
+        raise ValueError(f"terms is {terms}; it must be at least 1")
+    rise = link.derivative(u)
+    total = torch.ones_like(rise)
+    for _ in range(terms - 1):
+        total = 1 + a * rise * total
+    return rise * total
+
+
 def learned_link(link: Link, a: float) -> Link:
     """h_a as a link of its own: s ↦ the solution z of z = φ(a z + s).
 

@@ -20,11 +20,14 @@ from deqlib.theorems.grassmannian_flow import GrassmannianFlow
 from deqlib.theorems.implicit_gradient import ImplicitGradient
 from deqlib.theorems.linear_gradient import LinearGradient
 from deqlib.theorems.noise_ball import NoiseBall
+from deqlib.theorems.one_point_monotonicity import OnePointMonotonicity
 from deqlib.theorems.outer_link import OuterLink
 from deqlib.theorems.picard_rate import PicardRate
 from deqlib.theorems.picard_safe import PicardSafe
+from deqlib.theorems.positive_adjoint import PositiveAdjoint
 from deqlib.theorems.radius_drift import RadiusDrift
 from deqlib.theorems.readout import Readout
+from deqlib.theorems.secant_identity import SecantIdentity
 from deqlib.theorems.single_index_gradient import SingleIndexGradient
 from deqlib.theorems.single_index_rate import SingleIndexRate
 from deqlib.theorems.sphere_limit import SphereLimit
@@ -53,6 +56,9 @@ THEOREMS: dict[str, Theorem[Any]] = {
         Readout(),
         UniqueEquilibrium(),
         SingleIndexGradient(),
+        SecantIdentity(),
+        OnePointMonotonicity(),
+        PositiveAdjoint(),
         SingleIndexRate(),
         StableBranches(),
         VectorLocal(),
