@@ -160,6 +160,7 @@ def against_lines(
                 steps, middle, spread, fmt=marker, color=color, markersize=5, capsize=3, label=name
             )
         axis.set_yscale("log")
+        axis.locator_params(axis="x", nbins=5)
         axis.set(xlabel="step", ylabel=ylabel)
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
@@ -167,7 +168,7 @@ def against_lines(
 
 def steps_and_rays(runs: Sequence[tuple[str, ArrayLike, ArrayLike]], slope: float) -> Figure:
     """Paths of descent with several step sizes in the plane (w, a), for turning knobs."""
-    figure, axes = new(width=5.0, height=4.0)
+    figure, axes = new(width=7.0, height=3.6)
     axis = axes[0, 0]
     with style():
         reach = max(0.3, *(float(np.hypot(w, 1 - np.asarray(a)).max()) for _, w, a in runs))
