@@ -39,12 +39,16 @@ class Classifier(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Inputs (n, d) in float64 and labels (n,) in 0, …, 9, for training and for the test."""
+    """Inputs (n, d) in float64 and labels (n,) in 0, …, 9, for training and for the test.
+
+    mean (d,) is what was taken away from the inputs: x + mean is a picture again, 0 for white.
+    """
 
     X: Tensor
     y: Tensor
     X_test: Tensor
     y_test: Tensor
+    mean: Tensor
 
 
 Logits = Callable[[Classifier, Tensor], Tensor]
@@ -66,14 +70,14 @@ def load(test: float = 0.25, seed: int = 0) -> Data:
     inputs = (torch.from_numpy((part - mean) / scale) for part in (X, X_test))
     labels = (torch.from_numpy(part).long() for part in (y, y_test))
     (X, X_test), (y, y_test) = inputs, labels
-    return Data(X, y, X_test, y_test)
+    return Data(X, y, X_test, y_test, torch.from_numpy(mean / scale))
 
 
 def held_out(data: Data, n: int) -> Data:
     """The training data alone, its last n images for validation: for choosing a step size."""
     if not 0 < n < len(data.X):
         raise ValueError(f"n is {n}; it must lie between 1 and {len(data.X) - 1}")
-    return Data(data.X[:-n], data.y[:-n], data.X[-n:], data.y[-n:])
+    return Data(data.X[:-n], data.y[:-n], data.X[-n:], data.y[-n:], data.mean)
 
 
 # -------------------------------------------------------------------------------------- the starts

@@ -10,7 +10,7 @@ from deqlib import digits
 from deqlib.digits import Classifier
 
 DATA = digits.load()
-SMALL = digits.Data(DATA.X[:60], DATA.y[:60], DATA.X_test[:20], DATA.y_test[:20])
+SMALL = digits.Data(DATA.X[:60], DATA.y[:60], DATA.X_test[:20], DATA.y_test[:20], DATA.mean)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -22,6 +22,10 @@ def test_data() -> None:
     assert DATA.X_test.shape == (450, 64)
     assert float(DATA.X.mean(0).abs().max()) < 1e-12
     assert float(DATA.X.square().mean()) == pytest.approx(1)
+    pictures = torch.cat([DATA.X, DATA.X_test]) + DATA.mean
+    assert float(pictures.min()) == pytest.approx(0, abs=1e-12)
+    steps = pictures / pictures.max() * 16  # sixteen shades of grey
+    assert float((steps - steps.round()).abs().max()) < 1e-9
     assert set(DATA.y.tolist()) == set(range(10))
     torch.testing.assert_close(digits.load().X_test, DATA.X_test)
     part = digits.held_out(DATA, 269)
