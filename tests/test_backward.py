@@ -59,6 +59,16 @@ def test_closed_form_and_residual(m: int, lam: float) -> None:
     torch.testing.assert_close(left, (G @ power).norm(dim=1))
 
 
+def test_a_lost_transpose_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backward._Transposed, "__call__", lambda self, v: v @ W.mT)
+    for name in set(SCHEMES) - {"neumann-1"}:
+        scheme = SCHEMES[name]
+        power = torch.matrix_power(EYE - scheme.damping * (EYE - W), scheme.terms)
+        v = approximate_adjoint(linear_layer, Z, G, name)
+        right = G @ torch.linalg.inv(EYE - W) @ (EYE - power)
+        assert float((v - right).norm() / right.norm()) > 0.01
+
+
 def test_many_terms_solve_the_system() -> None:
     v = approximate_adjoint(linear_layer, Z, G, Scheme(400, 0.5))
     torch.testing.assert_close(v, G @ torch.linalg.inv(EYE - W))

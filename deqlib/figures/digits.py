@@ -12,7 +12,6 @@ from deqlib.figures.style import CYCLE, INK, bound_line, new, style
 
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKERS = "os^DvP"
-EXACT = "exact"
 
 
 def reading(
@@ -67,7 +66,7 @@ def scores(methods: Mapping[str, ArrayLike], xlabel: str) -> Figure:
 Panel = Mapping[str, tuple[ArrayLike, ArrayLike]]
 
 
-def along(panels: Mapping[str, Panel], *, columns: int = 2, logarithmic: bool = False) -> Figure:
+def along(panels: Mapping[str, Panel], *, columns: int = 2) -> Figure:
     """Quantities along training, one panel each: title → name → (epochs, values (seeds, epochs)).
 
     A thick line is the mean over the seeds, thin ones are the seeds.
@@ -84,8 +83,6 @@ def along(panels: Mapping[str, Panel], *, columns: int = 2, logarithmic: bool = 
                 value = np.atleast_2d(np.asarray(values))
                 axis.plot(epoch, value.T, color=color, linewidth=0.6, alpha=0.5)
                 axis.plot(epoch, value.mean(0), linestyle=line, color=color, label=name)
-            if logarithmic:
-                axis.set_yscale("log")
             axis.set_title(title)
             axis.set_xlabel("epoch")
         axes[0, 0].legend(fontsize=9)
@@ -118,11 +115,12 @@ def updates(
 
 
 def reversed_training(curves: Mapping[str, ArrayLike]) -> Figure:
-    """The loss over the steps for each backward pass, from one start: name → losses."""
+    """The loss over the steps for each backward pass, the exact one first: name → losses."""
     figure, axes = new(width=7.4, height=3.3)
     axis = axes[0, 0]
     with style():
-        for (name, loss), color, line in zip(curves.items(), CYCLE, LINES, strict=False):
+        colors = (INK, *CYCLE)  # the exact gradient comes first
+        for (name, loss), color, line in zip(curves.items(), colors, LINES, strict=False):
             axis.plot(
                 np.arange(len(np.asarray(loss))), loss, linestyle=line, color=color, label=name
             )
