@@ -4,16 +4,25 @@
 
 The layer is z = tanh(K * z + M * x + b) with 3 × 3 kernels; the means of z over a 4 × 4 grid are
 read out linearly. K starts Gaussian, scaled to norm 0.9 as an operator on the state. Training is
-plain stochastic gradient descent with step 0.2. Batches of 128 and equilibria to a relative
-residual of 1e-3 are those of the paper's public image experiment, whose model is larger and
-multiscale. It runs 22 evaluations; here the solver goes on until the tolerance is met, and where
-it is not met in 200, the run ends and says so.
+plain stochastic gradient descent. Batches of 128, step 0.1 and equilibria to a relative residual of
+1e-3 are those of the paper's public image experiment, whose model is larger and multiscale. It runs
+22 evaluations; here the solver goes on until the tolerance is met, and where it is not met in 200,
+the run ends and says so.
 
 First, for each scheme: test accuracy and training loss after every epoch. Then single updates at
 parameters that the exact gradient reached, at shared equilibria to 1e-10: angle and length beside
 the exact gradient with respect to (K, M, b), with forward and adjoint residuals. Everything is
-drawn from --seed. On digits it takes some minutes on one core. CIFAR-10 comes through torchvision,
+drawn from --seed. CIFAR-10 comes through torchvision,
 which must be installed, and is downloaded into --folder; take a GPU (--device cuda, --float32).
+
+Measured with the defaults, one seed, 2 minutes on one core of a shared machine. After 5 epochs:
+exact, test 89.3 %, loss 0.52; neumann-1 88.4 %, 0.56; neumann-3 88.4 %, 0.53; damped-2 88.2 %,
+0.57. neumann-2 ended in epoch 5 and phantom-5 in epoch 3, each over one image that did not come to
+rest. At step 0.2 the exact gradient itself ended in epoch 3, neumann-2, neumann-3 and phantom-5 in
+epochs 3 to 4, and neumann-1 and damped-2 reached 91.1 and 90.0 % in 4; for the image that ended the
+exact run, the Jacobian had an eigenvalue of 1.0000 where the iteration lingered: a fold. Single
+updates, angle to the exact gradient at the start and after 5 epochs at step 0.1: neumann-1 16° and
+53°, neumann-2 5° and 43°, neumann-3 2° and 36°, damped-2 11° and 49°, phantom-5 3° and 38°.
 """
 
 from __future__ import annotations
@@ -183,7 +192,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--channels", type=int, default=8, help="of the state")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--eta", type=float, default=0.2)
+    parser.add_argument("--eta", type=float, default=0.1)
     parser.add_argument("--tol", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")

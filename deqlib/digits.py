@@ -58,8 +58,8 @@ def load(test: float = 0.25, seed: int = 0) -> Data:
     """scikit-learn's 1,797 digits of 8 × 8 pixels, split with equal shares of each class.
 
     The training mean is taken away from every pixel, and one common factor makes the mean square
-    of the training pixels 1. The same seed gives the same split. Raises ImportError where scikit-learn
-    is not installed.
+    of the training pixels 1. The same seed gives the same split. Raises ImportError where
+    scikit-learn is not installed.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
