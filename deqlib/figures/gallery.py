@@ -108,6 +108,10 @@ def lines(
         axis.set_yscale("log")
         if log_x:
             axis.set_xscale("log")
+        else:
+            axis.set_xticks(
+                np.unique(np.concatenate([np.asarray(x) for x, _, _ in series.values()]))
+            )
         axis.set_xlabel(xlabel)
         axis.set_ylabel(ylabel)
         axis.legend(fontsize=9)
