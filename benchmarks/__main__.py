@@ -34,13 +34,6 @@ TABLES = ("layer", "training", "flows")
 PACKAGES = ("torch", "jax", "jaxopt", "optimistix", "diffrax", "torchdeq", "scipy")
 
 WHY = {
-    64: (
-        "the peer runs the whole loop as one compiled program; deqlib calls f, whatever it is, and "
-        "checks every sample at every step, and on tensors this small the calls cost more than the "
-        "arithmetic"
-    ),
-    256: "the calls to f and the vectors of BiCGStab cost about as much as a peer's compiled loop",
-    1024: "f is run three times more, to find the tensors it uses and to check them",
     "training": (
         "gradient_descent also evaluates the loss at every step, to stop a run that diverges, and "
         "so factors I − W a second and a third time"
@@ -81,13 +74,14 @@ def peaks(small: bool) -> dict[tuple[int, int, float], dict[str, float]]:
     """Every contender's peak memory; before jax is imported, and at one tolerance for all."""
     found: dict[tuple[int, int, float], dict[str, float]] = {}
     for n, batch, rho in layer_problems(small):
-        p = layer.problem(n, batch, rho)
-        if n < 256:  # below what the allocator hands back
-            found[n, batch, rho] = {}
+        if n < 256 or rho < max(layer.RATES):  # smaller than what the allocator hands back
             continue
+        p = layer.problem(n, batch, rho)
         say(f"memory at state {n}, batch {batch}, ρ = {rho}")
         found[n, batch, rho] = {
-            c.name: memory.peak(lambda c=c: c.run(layer.TARGET[0])) for c in layer.contenders(p)
+            c.name: memory.peak(lambda c=c: c.run(layer.TARGET[0]))
+            for c in layer.contenders(p)
+            if c.tol != 0
         }
     return found
 
@@ -99,9 +93,11 @@ def groups(only: Sequence[str], small: bool, repeats: int) -> list[Group]:
         for n, batch, rho in layer_problems(small):
             everyone = layer.contenders(layer.problem(n, batch, rho))
             name = f"layer, state {n}, batch {batch}, ρ = {rho:g}"
-            why = WHY.get(n, WHY[64])
-            group = Group("layer", name, everyone, [], megabytes[n, batch, rho], why)
-            done.append(run(group, layer.TARGET, 1e-6, repeats))
+            group = Group("layer", name, everyone, [], megabytes.get((n, batch, rho), {}), "")
+            # the largest take seconds a run, which is spread enough over time
+            run(group, layer.TARGET, 1e-6, min(repeats, 3) if n >= 1024 else repeats)
+            group.why = layer.why(group.contenders)
+            done.append(group)
     if "training" in only:
         for p, d in ((3, 4),) if small else training.SIZES:
             steps = 10 if small or p >= 500 else 100

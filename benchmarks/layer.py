@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -207,12 +208,26 @@ def compiled(package: str, tol: float) -> Callable:
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
 
-def with_jax(p: Problem, tol: float, package: str) -> Result:
+def arrays(p: Problem) -> list[Any]:
     import jax
 
     jax.config.update("jax_enable_x64", True)  # before the first array
-    arrays = jax.block_until_ready([jax.dlpack.from_dlpack(t) for t in p])
-    (_, z), (gW, gx) = jax.block_until_ready(compiled(package, tol)(*arrays))
+    return jax.block_until_ready([jax.dlpack.from_dlpack(t) for t in p])
+
+
+@cache
+def compiled_f() -> Callable:
+    import jax
+    import jax.numpy as jnp
+
+    f = jax.jit(lambda W, x, z: jnp.tanh(z @ W.T + x))
+    return lambda W, x, z: jax.block_until_ready(f(W, x, z))
+
+
+def with_jax(p: Problem, tol: float, package: str) -> Result:
+    import jax
+
+    (_, z), (gW, gx) = jax.block_until_ready(compiled(package, tol)(*arrays(p)))
     return tuple(torch.from_dlpack(a) for a in (z, gW, gx))  # type: ignore[return-value]
 
 
@@ -235,8 +250,49 @@ def contenders(p: Problem) -> list[Contender]:
     ]
     if len(p.W) <= 64:
         ways.append(("direct solve", "peer", "torch", direct, ()))
-    return [
+    everyone = [
         Contender(name, lambda tol, way=way, args=args: way(p, tol, *args), found, role)
         for name, role, package, way, args in ways
         if find_spec(package)
     ]
+    return everyone + one_evaluation(p)
+
+
+def one_evaluation(p: Problem) -> list[Contender]:
+    """tanh(z Wᵀ + x) once, in torch and compiled: how much of a difference is the kernels'."""
+    z = p.c
+    once = [
+        Contender("one f in torch", lambda _: torch.tanh(z @ p.W.T + p.x), role="reference", tol=0)
+    ]
+    held: list[Any] = []
+
+    def in_xla(_: float) -> Any:
+        if not held:  # jax is not imported before it runs
+            held.extend(arrays(p))
+        return compiled_f()(*held)
+
+    if find_spec("jax"):
+        once.append(Contender("one f in XLA", in_xla, role="reference", tol=0))
+    return once
+
+
+def why(contenders: list[Contender]) -> str:
+    """Where deqlib's time goes on this problem, from the times themselves."""
+    time = {c.name: median(c.seconds) for c in contenders}
+    ours = min(median(c.seconds) for c in contenders if c.role == "deqlib")
+    said = []
+    if "one f in XLA" in time:
+        share = time["one f in XLA"] / time["one f in torch"]
+        said.append(
+            f"one compiled evaluation of f takes {share:.2f} of torch's time"
+            if share < 1
+            else "a compiled program makes no calls inside its loop, and on tensors this small the "
+            "calls cost as much as the arithmetic"
+        )
+    if "hand-written loop" in time:
+        more = ours / time["hand-written loop"]
+        said.append(
+            f"deqlib takes {more:.2f} times as long as the loop written by hand in torch, for it "
+            "calls f, whatever it is, and judges every sample at every step"
+        )
+    return "; ".join(said)

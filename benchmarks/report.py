@@ -58,7 +58,8 @@ def details(groups: Sequence[Group], table: str) -> list[list[str]]:
         for c in sorted(group.contenders, key=lambda c: median(c.seconds)):
             row = [group.problem, c.name, three(1e3 * median(c.seconds))]
             row.append(span(ratios(c, peer)) if peer else "")
-            row += [f"{e:.0e}" if e > 1e-12 else "rounding" for e in c.found]
+            found = [f"{e:.0e}" if e > 1e-12 else "rounding" for e in c.found]
+            row += found or [""] * len(HEADER[table])
             if memory:
                 size = group.memory.get(c.name, float("nan"))
                 row.append(f"{size / 1e6:.0f}" if size == size else "–")
@@ -140,10 +141,11 @@ def plot(groups: Sequence[Group], path: Path) -> None:
         peer = best_peer(group.contenders)
         assert peer is not None
         axes.axhspan(y - 0.5, y + 0.5, color="0.95" if y % 2 else "white", zorder=0)
-        for k, c in enumerate(group.contenders):
+        drawn = [c for c in group.contenders if c.name in STYLES]
+        for k, c in enumerate(drawn):
             middle, least, most = ratios(c, peer)
-            colour, marker = STYLES.get(c.name, ("#000000", "."))
-            where = y - 0.36 + 0.72 * k / max(len(group.contenders) - 1, 1)
+            colour, marker = STYLES[c.name]
+            where = y - 0.36 + 0.72 * k / max(len(drawn) - 1, 1)
             axes.plot([least, most], [where] * 2, color=colour, linewidth=1.5)
             label = None if c.name in seen else c.name
             axes.plot(middle, where, marker, color=colour, markersize=6, label=label)
