@@ -1,20 +1,22 @@
 # Everything runs in .venv, which each target makes by itself when it is missing or out of date.
 #   make book   build the site            make test    run all tests
 #   make serve  show it in a browser      make lab     work in JupyterLab
+#   make bench  time deqlib beside its peers, which go into .venv-bench
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SITE   := _build/html
 PORT   ?= 8000
+PEERS  := .venv-bench
 
 # the kernels of the notebooks come from .venv, whatever is installed elsewhere
 export JUPYTER_PREFER_ENV_PATH = 1
 export PYDEVD_DISABLE_FILE_VALIDATION = 1
 # small tensors gain nothing from a second thread and lose much when processes share the cores
-book test refresh: export OMP_NUM_THREADS ?= 1
+book test refresh bench: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help book test test-site test-browser lab serve refresh lint clean
+.PHONY: help book test test-site test-browser lab serve refresh bench lint clean
 
 help:
 	@sed -n 's/^# *\(make .*\)/\1/p' Makefile
@@ -56,12 +58,23 @@ serve: $(READY)
 refresh: $(READY)
 	$(BIN)/python book/_tools/refresh.py $(NOTEBOOKS)
 
+# an environment of their own: nothing of the book needs the peers. BENCH="--only flows" for a part,
+# BENCH=--book to renew the tables and the plot of the book's appendix
+$(PEERS)/.ready: benchmarks/requirements.txt constraints.txt pyproject.toml
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r benchmarks/requirements.txt -e . -c constraints.txt
+	@touch $@
+
+bench: $(PEERS)/.ready
+	$(PEERS)/bin/python -m benchmarks $(BENCH)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf _build .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis deqlib.egg-info
+	rm -rf _build .venv .venv-bench benchmarks/results .pytest_cache .ruff_cache .mypy_cache .hypothesis deqlib.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +

@@ -294,35 +294,55 @@ def solve(
         z = best = z0.detach().reshape(B, n)
         residual = z.new_full((B,), inf)  # of best
         status = torch.full((B,), Status.MAX_ITER, device=z.device)
-        iterations = torch.zeros_like(status)
-        active = torch.ones_like(status, dtype=torch.bool)
+        iterations = torch.zeros_like(status)  # of the finished samples, until the loop is over
+        active, all_active = torch.ones_like(status, dtype=torch.bool), True
         limit = GROWTH * (1 + vector_norm(z, dim=1))
         step = method.start(flat, z)
 
-        def settle(which: Tensor, verdict: Status) -> None:
-            nonlocal status, active
-            status = torch.where(active & which, verdict, status)
+        def settle(which: Tensor, verdict: Status, evaluations: int) -> None:
+            nonlocal status, active, all_active, iterations
+            ends = active & which
+            status = torch.where(ends, verdict, status)
+            iterations = torch.where(ends, evaluations, iterations)
             active = active & ~which
+            all_active = all_active and bool(active.all())
 
         for k in range(max_iter if B else 0):
+            size = vector_norm(z, dim=1)
             fz = flat(z)
             g = fz - z
-            r, size = vector_norm(g, dim=1), vector_norm(z, dim=1)
-            done = (r <= tol * size + atol) & size.isfinite()
-            keep = active & (done | (r < residual))
-            best, residual = torch.where(keep[:, None], z, best), torch.where(keep, r, residual)
-            iterations += active
-
-            settle(done, Status.CONVERGED)
-            if k == 0:
-                limit = (limit + GROWTH * r).clamp(max=torch.finfo(z.dtype).max)
-            if k == 0 or not method.descends:
-                settle(~fz.isfinite().all(dim=1), Status.NOT_FINITE)
-                settle(~((r <= limit) & size.isfinite()), Status.DIVERGED)
-            if not active.any():
-                break
-            z = torch.where(active[:, None], step(z, g, r), best)
-            settle(~z.isfinite().all(dim=1), Status.STALLED)
+            r = vector_norm(g, dim=1)
+            # A NaN fails both comparisons, and an infinite size the first.
+            goes_on = (r > tol * size + atol) & (r <= limit)
+            better = r < residual
+            if k > 0 and bool((goes_on if all_active else goes_on | ~active).all()):
+                # No sample ends here, as in most steps: only the best points are to be kept.
+                if not all_active:
+                    better &= active
+                if better.all():
+                    best, residual = z, r
+                else:
+                    best = torch.where(better[:, None], z, best)
+                    residual = torch.where(better, r, residual)
+            else:
+                if not size.isfinite().all():
+                    settle(~z.isfinite().all(dim=1), Status.STALLED, k)
+                done = (r <= tol * size + atol) & size.isfinite()
+                keep = active & (done | better)
+                best, residual = torch.where(keep[:, None], z, best), torch.where(keep, r, residual)
+                settle(done, Status.CONVERGED, k + 1)
+                if k == 0:
+                    limit = (limit + GROWTH * r).clamp(max=torch.finfo(z.dtype).max)
+                within = (r <= limit) & size.isfinite()  # then f(z) is finite too
+                if (k == 0 or not method.descends) and not (within | ~active).all():
+                    settle(~fz.isfinite().all(dim=1), Status.NOT_FINITE, k + 1)
+                    settle(~within, Status.DIVERGED, k + 1)
+                if not active.any():
+                    break
+            z = step(z, g, r) if all_active else torch.where(active[:, None], step(z, g, r), best)
+        else:
+            settle(~z.isfinite().all(dim=1), Status.STALLED, max_iter)
+        iterations = torch.where(active, max_iter, iterations)
 
     per_sample = (a.reshape(batch) for a in (residual, iterations, status))
     result = FixedPoint(best.reshape(z0.shape), *per_sample)

@@ -164,6 +164,8 @@ class _Swap(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        if not kwargs and not any(isinstance(a, tuple | list | dict) for a in args):
+            return func(*[self.swap(a) if isinstance(a, Tensor) else a for a in args])
         args, kwargs = tree_map_only(Tensor, self.swap, (args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
@@ -269,10 +271,10 @@ class _Problem:
         scale = torch.where(scale > 0, scale, 1)
         b = b / scale[:, None]
 
+        most = self.tol**0.5 * vector_norm(b, dim=1)
+
         def accepted(residual: Tensor, u: Tensor) -> Tensor:
-            return residual <= torch.minimum(
-                self.tol * vector_norm(u, dim=1), self.tol**0.5 * vector_norm(b, dim=1)
-            )
+            return residual <= torch.minimum(self.tol * vector_norm(u, dim=1), most)
 
         if self.direct:
             J = jacobian(lambda z: self.at(z, c), z, state_ndim=z.ndim - len(batch))
@@ -402,9 +404,13 @@ class _Solve(torch.autograd.Function):
 # ------------------------------------------------------------------------------- the Krylov method
 
 
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return (x * y).sum(dim=1, keepdim=True)
+
+
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, and 0 where b is 0."""
-    return torch.where(b == 0, 0, a / torch.where(b == 0, 1, b))
+    """a / b, and 0 where that is not finite."""
+    return (a / b).nan_to_num(0, 0, 0)
 
 
 def _bicgstab(
@@ -419,34 +425,29 @@ def _bicgstab(
     Returns u (the best point whose true residual was computed), ‖b − A u‖, the products used, and
     the status. Source: van der Vorst, Bi-CGSTAB, SISSC 1992.
     """
-
-    def dot(x: Tensor, y: Tensor) -> Tensor:
-        return (x * y).sum(dim=1, keepdim=True)
-
     eps = torch.finfo(b.dtype).eps
-    u, r, shadow, p, rho = torch.zeros_like(b), b, b, b, dot(b, b)
-    best, residual = u, vector_norm(b, dim=1)
-    done = accepted(residual, u)
+    best, residual = torch.zeros_like(b), vector_norm(b, dim=1)
+    done = accepted(residual, best)
     status = torch.where(done, Status.CONVERGED, Status.MAX_ITER)
     iterations, active = torch.zeros_like(status), ~done
-    while active.any():
-        row = active[:, None]
-        p = torch.where(row, p, 0)
+    r = torch.where(active[:, None], b, 0)  # 0 in a finished sample, and so are p, v, s and t
+    u, shadow, p, rho, least = best, r, r, _dot(r, r), eps * residual
+    running = bool(active.any())
+    while running:
         v = A(p)
-        alpha = _ratio(rho, dot(shadow, v))
-        s = torch.where(row, r - alpha * v, 0)
+        alpha = _ratio(rho, _dot(shadow, v))
+        s = r - alpha * v
         t = A(s)
-        omega = _ratio(dot(t, s), dot(t, t))
-        u, r = u + alpha * p + omega * s, s - omega * t
-        rho, rho_old = dot(shadow, r), rho
-        p = r + _ratio(rho, rho_old) * _ratio(alpha, omega) * (p - omega * v)
+        omega = _ratio(_dot(t, s), _dot(t, t))
+        u = torch.addcmul(u, alpha, p).addcmul_(omega, s)
+        r = s - omega * t
+        rho, rho_old = _dot(shadow, r), rho
+        ahead = alpha * omega
+        p = torch.addcmul(r, _ratio(rho, rho_old) * _ratio(alpha, omega), p - omega * v)
         iterations += 2 * active
 
         size = vector_norm(r, dim=1)
-        healthy = (rho.abs() > eps * vector_norm(shadow, dim=1, keepdim=True) * size[:, None]) & (
-            alpha * omega != 0
-        )
-        healthy = healthy[:, 0] & p.isfinite().all(dim=1)
+        healthy = (rho.abs()[:, 0] > least * size) & (ahead[:, 0] != 0) & p.sum(dim=1).isfinite()
         last = iterations + 3 > max_iter
         ask = active & (accepted(size, u) | ~healthy | last)
         if ask.any():
@@ -460,7 +461,11 @@ def _bicgstab(
             status = torch.where(done, Status.CONVERGED, status)
             status = torch.where(ask & ~done & ~gained & ~last, Status.STALLED, status)
             active = active & ~done & ~(ask & ~gained) & ~last
-            again = (ask & active)[:, None]
-            r, p = torch.where(again, true, r), torch.where(again, true, p)
-            shadow, rho = torch.where(again, true, shadow), torch.where(again, dot(true, true), rho)
+            again, on = (ask & active)[:, None], active[:, None]
+            r = torch.where(again, true, torch.where(on, r, 0))
+            p = torch.where(again, true, torch.where(on, p, 0))
+            shadow = torch.where(again, true, torch.where(on, shadow, 0))
+            rho = _dot(shadow, r)
+            least = eps * vector_norm(shadow, dim=1)
+            running = bool(active.any())
     return best, residual, iterations, status

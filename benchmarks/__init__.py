@@ -1,0 +1,1 @@
+"""deqlib's speed, accuracy and memory beside its peers: ``python -m benchmarks``."""
