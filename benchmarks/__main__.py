@@ -36,7 +36,7 @@ PACKAGES = ("torch", "jax", "jaxopt", "optimistix", "diffrax", "torchdeq", "scip
 WHY = {
     "training": (
         "gradient_descent also evaluates the loss at every step, to stop a run that diverges, and "
-        "so factors I − W a second and a third time"
+        "each of its three solves factors I − W anew"
     ),
     "flows": "one step serves all problems, and the stiffest sets it",
 }

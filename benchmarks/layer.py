@@ -285,7 +285,7 @@ def why(contenders: list[Contender]) -> str:
         share = time["one f in XLA"] / time["one f in torch"]
         said.append(
             f"one compiled evaluation of f takes {share:.2f} of torch's time"
-            if share < 1
+            if share < 0.7
             else "a compiled program makes no calls inside its loop, and on tensors this small the "
             "calls cost as much as the arithmetic"
         )
