@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, rows in tables.items():
         print(report.show(rows), end="\n\n")
         report.write(folder / f"benchmarks_{name}.csv", rows)
-    print(f"one thread, CPU time, {chosen.repeats} interleaved repeats; {versions()}")
+    print(f"one thread, CPU time, at most {chosen.repeats} interleaved repeats; {versions()}")
     (folder / "benchmarks_versions.txt").write_text(versions() + "\n", encoding="utf-8")
     if "layer" in chosen.only:
         report.plot(found, pictures / "benchmarks.png")

@@ -106,7 +106,7 @@ def unrolled(p: Problem, tol: float) -> Result:
 
 
 def hand_written(p: Problem, tol: float, every: int = 4) -> Result:
-    """The layer's own derivative, in place, checked every few steps: the least it can cost."""
+    """The layer's own derivative, in place, checked every few steps: for this layer alone."""
     z, f = torch.tanh(p.x), torch.empty_like(p.x)
     for k in range(MAX_ITER):
         torch.addmm(p.x, z, p.W.T, out=f).tanh_()
