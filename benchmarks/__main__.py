@@ -36,7 +36,7 @@ PACKAGES = ("torch", "jax", "jaxopt", "optimistix", "diffrax", "torchdeq", "scip
 WHY = {
     "training": (
         "gradient_descent also evaluates the loss at every step, to stop a run that diverges, and "
-        "so factors I − W a second and a third time"
+        "each of its three solves factors I − W anew"
     ),
     "flows": "one step serves all problems, and the stiffest sets it",
 }
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, rows in tables.items():
         print(report.show(rows), end="\n\n")
         report.write(folder / f"benchmarks_{name}.csv", rows)
-    print(f"one thread, CPU time, {chosen.repeats} interleaved repeats; {versions()}")
+    print(f"one thread, CPU time, at most {chosen.repeats} interleaved repeats; {versions()}")
     (folder / "benchmarks_versions.txt").write_text(versions() + "\n", encoding="utf-8")
     if "layer" in chosen.only:
         report.plot(found, pictures / "benchmarks.png")
