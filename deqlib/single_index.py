@@ -108,6 +108,13 @@ def preactivation(
         return torch.where(usable, root, torch.nan)
 
 
+def _gap(link: Link, a: Tensor, s: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """a φ(u), and g(u) = u − a φ(u) − s."""
+    pulled = a * link(u)
+    g = u - pulled - s
+    return pulled, g
+
+
 def _polish(link: Link, a: Tensor, s: Tensor, u: Tensor) -> Tensor | None:
     """Plain Newton from a good start; None unless every point reaches `preactivation`'s first test.
 
@@ -116,8 +123,7 @@ def _polish(link: Link, a: Tensor, s: Tensor, u: Tensor) -> Tensor | None:
     """
     rounding = 4 * torch.finfo(s.dtype).eps
     for _ in range(3):
-        pulled = a * link(u)
-        g = u - pulled - s
+        pulled, g = _gap(link, a, s, u)
         if bool((g.abs() <= rounding * (u.abs() + pulled.abs() + s.abs())).all()):
             return u
         u = u - g / (1 - a * link.derivative(u))
@@ -135,8 +141,7 @@ def _newton(link: Link, a: Tensor, s: Tensor, u: Tensor, max_iter: int) -> Tenso
     low, high = torch.full_like(s, -torch.inf), torch.full_like(s, torch.inf)
     last = torch.full_like(s, torch.inf)
     for _ in range(max_iter if len(s) else 0):
-        pulled = a * link(u)
-        g = u - pulled - s
+        pulled, g = _gap(link, a, s, u)
         size = g.abs()
         scale = u.abs() + pulled.abs() + s.abs()
         stale = (size > 0.5 * last) & (size <= 2 * rounding * (scale + link.beta * (a * u).abs()))
@@ -161,7 +166,7 @@ def _newton(link: Link, a: Tensor, s: Tensor, u: Tensor, max_iter: int) -> Tenso
     if len(s) == 0:
         return result
     result[index] = u
-    residual = (u - a * link(u) - s).abs()
+    residual = _gap(link, a, s, u)[1].abs()
     status = torch.full_like(index, int(Status.MAX_ITER))
     report = FixedPoint(link(result)[index], residual, torch.full_like(index, max_iter), status)
     raise NotConvergedError(f"equilibrium of z = φ(a z + s) with φ = {link.name}", report)

@@ -160,6 +160,8 @@ def begin(folder: Path, *options: str) -> subprocess.Popen[str]:
         [sys.executable, "-m", "deqlib", "experiments", *MANY, "--out", str(folder), *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A shell's background jobs ignore SIGINT, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while len(finished(folder)) < 10:

@@ -105,7 +105,9 @@ MUTANTS = {
     "Λ: square for the cube": (one_point, LAM, "lam * near / (near - rho) ** 2"),
     "Λ: without ρ": (one_point, LAM, "lam / near**2"),
     "Λ: half": (one_point, LAM, f"0.5 * {LAM}"),
-    "Q: without a*": (one_point, "* bar / (1 - target.a[..., None] * bar)", "* bar"),
+    "Q: without a*": (
+        one_point, "D * gain(link, target.a[..., None], u, v)", "D * link.secant(u, v)",
+    ),
     # index_rates.py ----------------------------------------------------------------------------
     "Λ: λ for λ⁺": (
         index_rates, "one_point.smoothness(lam_plus, near", "one_point.smoothness(lam, near",
