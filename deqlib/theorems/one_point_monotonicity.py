@@ -1,4 +1,4 @@
-"""Theorem `one-point-monotonicity`: the gradient never points away from the target."""
+"""Theorem `one-point-monotonicity`: descent never points away from the target."""
 
 from __future__ import annotations
 
@@ -41,15 +41,19 @@ class OnePointMonotonicity(Theorem[Run]):
     statement = (
         r"Let $Q=\mathbb E\big[\frac{D\bar\varphi}{1-a^*\bar\varphi}(z,x)(z,x)^\top\big]$. Then "
         r"$\nabla L=Q\,\delta$ with $Q\succeq0$, $\langle\nabla L,\delta\rangle\ge"
-        r"\Delta^*\,\mathbb E[D(z-y)^2]\ge0$. So $\|\theta-\theta^*\|$ increases neither along "
-        r"the flow, while $a<1/\beta$, nor in a step of descent with $\eta\le2/\lambda_{\max}(Q)$; "
-        r"$\theta^*$ is the only critical point with $a<1/\beta$, and "
+        r"\Delta^*\,\mathbb E[D(z-y)^2]\ge0$ and "
+        r"$\|\nabla L\|^2\le\lambda_{\max}(Q)\,\langle\nabla L,\delta\rangle$. So "
+        r"$\|\theta-\theta^*\|$ increases neither along the flow, while $a<1/\beta$, nor in a "
+        r"step of descent with $\eta\le2/\lambda_{\max}(Q)$. If $\varphi'>0$ and $\lambda>0$, then "
+        r"$\theta^*$ is the only critical point with $a<1/\beta$. Where $\varphi'$ is continuous, "
         r"$Q(\theta^*)=\nabla^2L(\theta^*)$."
     )
     hypotheses = {
         "monotone": Hypothesis(r"$\varphi$ is non-decreasing, with slopes in $[\alpha,\beta]$."),
         "equilibrium": Hypothesis("$z$ is the exact equilibrium of the model."),
-        "realisable": Hypothesis(r"$y$ is the equilibrium of a model $\theta^*$ on the same $x$."),
+        "realisable": Hypothesis(
+            r"$y$ is the equilibrium of a model $\theta^*$ with the same $\varphi$ and $x$."
+        ),
         "admissible": Hypothesis(r"$a<1/\beta$ and $a^*<1/\beta$."),
         "positive-slope": Hypothesis(r"$\varphi'>0$ (for strictness alone)."),
         "identifiable": Hypothesis(

@@ -70,11 +70,12 @@ class PositiveAdjoint(Theorem[Directed]):
     kind = "bound"
     chapter = "12_one_point_monotonicity"
     statement = (
-        r"For every $D\ge0$ the direction $g_D=\mathbb E[(z-y)D(z,x)]$ has "
-        r"$\langle g_D,\delta\rangle\ge\Delta^*\,\mathbb E[D(z-y)^2]\ge0$. If "
+        r"For every $D\ge0$ the direction $g_D=\mathbb E[(z-y)D(z,x)]$ is $Q_D\,\delta$ with "
+        r"$Q_D=\mathbb E\big[\frac{D\bar\varphi}{1-a^*\bar\varphi}(z,x)(z,x)^\top\big]\succeq0$, "
+        r"and $\langle g_D,\delta\rangle\ge\Delta^*\,\mathbb E[D(z-y)^2]\ge0$. If "
         r"$d_-\le D\le d_+$ and $\rho=\|\delta\|<\Delta^*$, then "
         r"$m_D\|\delta\|^2\le\langle g_D,\delta\rangle$ and "
-        r"$\|g_D\|^2\le\Lambda_D\langle g_D,\delta\rangle$ with "
+        r"$\lambda_{\max}(Q_D)\le\Lambda_D$ with "
         r"$m_D=\lambda d_-T^*/(T^*+\rho)^2$ and "
         r"$\Lambda_D=\lambda^+d_+\Delta^*/(\Delta^*-\rho)^2$. A step on one sample with "
         r"$\eta\le2\Delta^*/(D\|(z,x)\|^2)$ never increases $\|\delta\|$."
@@ -83,7 +84,9 @@ class PositiveAdjoint(Theorem[Directed]):
     hypotheses = {
         "monotone": Hypothesis(r"$\varphi$ is non-decreasing, with slopes in $[\alpha,\beta]$."),
         "equilibrium": Hypothesis("$z$ is the exact equilibrium of the model."),
-        "realisable": Hypothesis(r"$y$ is the equilibrium of a model $\theta^*$, $a^*<1/\beta$."),
+        "realisable": Hypothesis(
+            r"$y$ is the equilibrium of a model $\theta^*$ with the same $\varphi$, $a^*<1/\beta$."
+        ),
         "positive": Hypothesis(r"$D\ge0$ on every sample."),
         "in-ball": Hypothesis(r"$\|\theta-\theta^*\|<\Delta^*$ (for $\Lambda_D$ and $m_D$ alone)."),
         "short-step": Hypothesis(
