@@ -6,8 +6,9 @@ is counted, which a busy machine changes little.
 
 The loop over all problems takes minutes. By default it is timed on 50 of them, drawn at random, and
 scaled up; each repeat times the batch and another 50, and the ratios of all repeats are shown.
-``--loop 1000 --repeats 1`` runs the whole loop. Measured on one core of a shared two-core machine,
-3 repeats of 20 problems: 1.1 s for the batch, 263 s for the loop, a ratio of 233 (230 to 249).
+``--loop 1000 --repeats 1`` runs the whole loop. Measured on one core of a two-core machine, the
+whole loop: 0.96 s for the batch, 203 s for the loop, a ratio of 213. By 3 repeats of 20 problems,
+on the same machine when it was busy: 233 (230 to 249).
 
     python benchmarks/batched_descent.py [--problems 1000] [--steps 2000] [--loop 50] [--repeats 5]
 """
