@@ -157,45 +157,47 @@ def draw_solve(g: Generator) -> list[Call]:
     exact = fixed_point.solve(layer, torch.zeros(1, n, dtype=W.dtype), tol=1e-14, atol=1e-14).z[0]
     arguments = {"W": W, "b": b, "tol": tol, "max_steps": 1000}
 
-    def honest(value: Any) -> str | None:
+    def true_residual(value: Any, W: Tensor, b: Tensor) -> float:
         z = array(entry(value, "z"), (n,), "z")
-        said = float(array(entry(value, "residual"), (), "residual"))
-        true = float(torch.linalg.vector_norm(torch.tanh(W @ z + b) - z))
-        if abs(said - true) > 1e-12 + 1e-3 * true:
+        return float(torch.linalg.vector_norm(torch.tanh(W @ z + b) - z))
+
+    def reported(W: Tensor, b: Tensor) -> Judge:
+        def judge(value: Any) -> str | None:
+            said = float(array(entry(value, "residual"), (), "residual"))
+            true = true_residual(value, W, b)
+            if abs(said - true) <= 1e-12 + 1e-3 * true:
+                return None
             return f"reports the residual {said:.1e}, but that of the z it returns is {true:.1e}"
-        return None if true <= tol else f"stops at the residual {true:.1e}; tol is {tol:.0e}"
+
+        return judge
 
     good = Call(
         arguments,
         (
             near("z", exact, 3, "finds the equilibrium of a contraction"),
-            Part("reports the residual of the z that it returns", 2, honest),
+            Part("reports the residual of the z that it returns", 2, reported(W, b)),
             equal("converged", True, 1, "says that it has converged"),
         ),
     )
-    # W = −c QQ' with c > 1: one equilibrium, which the layers step over for ever
+    # −Q diag(c) Qᵀ with c > 1: one equilibrium, which the layers step over for ever. After 7 steps
+    # they have not settled on a cycle yet, so the residuals of neighbouring states differ.
     Q = orthogonal(g, n)
     scales = torch.tensor([uniform(g, 1.5, 3.0) for _ in range(n)], dtype=torch.float64)
     V, c = -(Q * scales) @ Q.mT, 0.05 * normal(g, n)
 
     def no_lie(value: Any) -> str | None:
-        z = array(entry(value, "z"), (n,), "z")
-        true = float(torch.linalg.vector_norm(torch.tanh(V @ z + c) - z))
-        said = entry(value, "converged")
+        true, said = true_residual(value, V, c), entry(value, "converged")
         if not isinstance(said, bool):
             return f"converged is {_kind(said)}; True or False is due"
         if said != (true <= tol):
             return f"says converged = {said}, but the residual of its z is {true:.1e}"
         return None
 
-    def finite(value: Any) -> None:
-        array(entry(value, "z"), (n,), "z")
-
     hard = Call(
-        {"W": V, "b": c, "tol": tol, "max_steps": 200},
+        {"W": V, "b": c, "tol": tol, "max_steps": 7},
         (
             Part("does not call a failure a success (layers that oscillate)", 3, no_lie),
-            Part("returns a finite state all the same", 1, finite),
+            Part("reports the residual of its z there, too", 1, reported(V, c)),
         ),
     )
     return [good, hard]

@@ -24,7 +24,8 @@ from course.run import Limits, Submission
 if os.name != "posix":
     pytest.skip("the grader needs Linux or macOS", allow_module_level=True)
 
-QUICK = Limits(seconds=2.0, megabytes=256)
+# seconds enough for a busy machine: what is to be ended is ended by them
+QUICK = Limits(seconds=4.0, megabytes=256)
 SEED = 20_26
 Make = Callable[..., Path]
 
@@ -83,12 +84,12 @@ def test_endless_hungry_and_crashing_functions_cost_their_own_task_only(make: Ma
     path = make(
         "def solve_equilibrium(**given):\n    while True:\n        pass",
         "def implicit_gradient(**given):\n    kept = []\n    while True:\n"
-        "        kept.append(bytearray(20_000_000))",
+        "        kept.append(bytearray(50_000_000))",
         "import os\ndef conservation_report(**given):\n    os._exit(0)",
         solved=True,
     )
     report = grade(path, SEED, QUICK)
-    assert sentences(report, "solve_equilibrium") == {"it did not end within 2 s"}
+    assert sentences(report, "solve_equilibrium") == {"it did not end within 4 s"}
     assert sentences(report, "implicit_gradient") == {"it ran out of memory: more than 256 MB"}
     assert sentences(report, "conservation_report") == {"it ended the process (exit status 0)"}
     for task in ("predict_limit", "step_sizes", "one_point"):
@@ -99,7 +100,7 @@ def test_endless_hungry_and_crashing_functions_cost_their_own_task_only(make: Ma
 def test_endless_cell_is_left_out(make: Make) -> None:
     report = grade(make("while True:\n    pass", "1 / 0", solved=True), SEED, QUICK)
     assert report.points == 60
-    assert any("did not end within 2 s" in note for note in report.notes)
+    assert any("did not end within 4 s" in note for note in report.notes)
     assert any("ZeroDivisionError" in note for note in report.notes)
 
 
@@ -119,7 +120,7 @@ def test_wrong_answers_say_by_how_much_and_not_what_is_right(make: Make) -> None
         solved=True,
     )
     report = grade(path, SEED, QUICK)
-    assert points(report)["solve_equilibrium"] == 5  # z, its claim there, and a finite state
+    assert points(report)["solve_equilibrium"] == 4  # z, and its claim there
     assert any("but the residual of its z is" in s for s in sentences(report, "solve_equilibrium"))
     assert points(report)["implicit_gradient"] == 0
     assert all("is off by" in s for s in sentences(report, "implicit_gradient"))

@@ -32,6 +32,7 @@ from sphinx.util.fileutil import copy_asset
 
 PLAN = Path("book") / "course.yml"
 DECKS = "slides"
+SLIDES = "https://slides.invalid/"
 REVEAL = ("dist/reveal.js", "dist/reveal.css", "plugin/notes/notes.js", "LICENSE")
 ACTIVITIES = {
     "talk": "Talk",
@@ -47,7 +48,7 @@ PIECES = ("say", "takeaway", "statement", "proof", "figure", "cell", "exercise")
 
 @cache
 def plan(path: Path) -> dict[str, Any]:
-    """Sessions by name. Raises ExtensionError with a sentence where the file is not as it must be."""
+    """Sessions by name. Raises ExtensionError with a sentence where the file is wrong."""
     sessions = yaml.safe_load(path.read_text(encoding="utf-8"))
     for name, session in sessions.items():
         total = sum(step["minutes"] for step in session["plan"])
@@ -82,7 +83,7 @@ def clock(session: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 class CoursePlan(SphinxDirective):
-    """``:::{course-plan} session-1``: the session's aims, its minutes, and the way to its slides."""
+    """``:::{course-plan} session-1``: its aims, its minutes, and the way to its slides."""
 
     required_arguments = 1
 
@@ -93,8 +94,13 @@ class CoursePlan(SphinxDirective):
         session = plan(path)[name]
         lines = ["**Afterwards a student can**", ""]
         lines += [f"* {aim}" for aim in session["aims"]]
-        lines += ["", "**Read before:** " + session["read"], ""]
-        lines += [":::{list-table}", ":header-rows: 1", ":class: course-plan", ":widths: 12 8 20 60"]
+        lines += ["", "**Read before:** " + session["read"], "", self.way_to_slides(), ""]
+        lines += [
+            ":::{list-table}",
+            ":header-rows: 1",
+            ":class: course-plan",
+            ":widths: 12 8 20 60",
+        ]
         lines += ["", "* - Clock", "  - Min", "  - How", "  - What"]
         for minutes, step in clock(session):
             what = " ".join(step["what"].split())
@@ -106,15 +112,16 @@ class CoursePlan(SphinxDirective):
         self.state.nested_parse(StringList(lines, source=source), 0, parent)
         for number, row in enumerate(step_rows(parent)):
             row["course-step"] = f"{name}/{number}"
-        return [*parent.children, self.way_to_slides(name)]
+        for link in parent.findall(nodes.reference):
+            if link.get("refuri") == SLIDES:  # a page that does not exist yet
+                link["refuri"] = "../" * self.env.docname.count("/") + f"{DECKS}/{name}.html"
+        return parent.children
 
-    def way_to_slides(self, name: str) -> nodes.paragraph:
-        up = "../" * self.env.docname.count("/")
-        link = nodes.reference("", "Slides of this session", refuri=f"{up}{DECKS}/{name}.html")
-        said = " with speaker's notes (press S, or ? for all keys); add "
-        printed = nodes.literal("", "?print-pdf")
-        end = " to the address to print them."
-        return nodes.paragraph("", "", link, nodes.Text(said), printed, nodes.Text(end))
+    def way_to_slides(self) -> str:
+        return (
+            f"**On the screen:** [the slides of this session]({SLIDES}), with speaker's notes "
+            "(press S, or ? for all keys)."
+        )
 
 
 def step_rows(tree: nodes.Node) -> list[nodes.Element]:
@@ -132,9 +139,7 @@ class Book:
     def __init__(self, app: Sphinx) -> None:
         self.app = app
         self.builder: Any = app.builder
-        self.chapters = sorted(
-            name for name in app.env.found_docs if name.startswith("notebooks/")
-        )
+        self.chapters = sorted(name for name in app.env.found_docs if name.startswith("notebooks/"))
         self.trees: dict[str, nodes.document] = {}
 
     def chapter(self, number: int) -> str:
@@ -202,7 +207,9 @@ class Book:
         node = node.deepcopy()
         for link in node.findall(nodes.reference):
             if "refid" in link:
-                link["refuri"] = posixpath.basename(docname) + ".html#" + link.attributes.pop("refid")
+                link["refuri"] = (
+                    posixpath.basename(docname) + ".html#" + link.attributes.pop("refid")
+                )
             if "://" not in link.get("refuri", "://"):
                 page = posixpath.join(posixpath.dirname(docname), link["refuri"])
                 link["refuri"] = posixpath.relpath(page, DECKS)
