@@ -7,8 +7,23 @@
   var SMALLEST = 0.6;
   var STEP = 0.01;
 
+  function right(element) {
+    return element.getBoundingClientRect().right;
+  }
+
+  // a formula must end before its number, or before the end of its line
+  function tooWide(line) {
+    var formula = line.querySelector("mjx-math"), number = line.querySelector(".eqno");
+    var end = number ? number.getBoundingClientRect().left - 8 : right(line) + 1;
+    return formula !== null && right(formula) > end;
+  }
+
   function tooLarge(box) {
-    return box.scrollHeight > box.clientHeight + 1 || box.scrollWidth > box.clientWidth + 1;
+    return (
+      box.scrollHeight > box.clientHeight + 1 ||
+      box.scrollWidth > box.clientWidth + 1 ||
+      Array.prototype.some.call(box.querySelectorAll("div.math"), tooWide)
+    );
   }
 
   function fit(reveal) {
@@ -35,7 +50,7 @@
       slideNumber: "c/t",
       transition: "none",
       pdfSeparateFragments: false,
-      showNotes: /[?&]notes/.test(location.search) ? "separate-page" : false,
+      showNotes: /[?&]with-notes/.test(location.search) ? "separate-page" : false,
       plugins: [RevealNotes],
     });
   }
