@@ -5,6 +5,7 @@ Each submission below runs in a process of its own, which costs a start of torch
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -60,7 +61,7 @@ def children() -> set[int]:
 def test_perfect() -> None:
     report = grade(SOLVED, SEED)
     assert report.points == report.of == 60
-    assert report.notes == [] or "Landlock" in report.notes[0]
+    assert report.notes == [] if landlock() else "Landlock" in report.notes[0]
     assert set(points(report).values()) == {10}
     assert "60 of 60" in report.text()
 
@@ -197,11 +198,16 @@ def test_what_is_printed_and_started_does_no_harm(make: Make) -> None:
     assert children() == before
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Landlock is Linux's")
+def landlock() -> bool:
+    """Whether this kernel has Landlock: its system call 444 answers with a version."""
+    if not sys.platform.startswith("linux"):
+        return False
+    libc = ctypes.CDLL(None)
+    return libc.syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint32(1)) >= 1
+
+
+@pytest.mark.skipif(not landlock(), reason="this system has no Landlock")
 def test_nothing_outside_is_written_read_or_signalled(make: Make, tmp_path: Path) -> None:
-    with Submission(QUICK) as probe:
-        if not probe.confined:
-            pytest.skip("this kernel has no Landlock")
     outside = tmp_path / "outside"
     outside.mkdir()
     secret = outside / "secret.txt"
@@ -233,6 +239,7 @@ def test_nothing_outside_is_written_read_or_signalled(make: Make, tmp_path: Path
     inside = "open('mine.txt', 'w').write('x'); open('mine.txt').read()"
     cells.append(f"{inside}\ndef tell():\n    return {{{tell}}}")
     with Submission(QUICK) as running:
+        assert running.confined
         folder = Path(running.folder.name)
         assert running.load(cells, []) == {}
         assert running.call("tell", {}, 5.0)["value"] == {
