@@ -221,7 +221,9 @@ def write_csv(path: Path, reports: Sequence[Report]) -> None:
         writer.writerow(["submission", *names, "points", "of", "notes"])
         for one in reports:
             points = [task.points for task in one.tasks]
-            writer.writerow([one.submission, *points, one.points, one.of, "; ".join(one.notes)])
+            name = one.submission  # a spreadsheet would take some first letters for a formula
+            name = f"'{name}" if name[0] in "=+-@" else name
+            writer.writerow([name, *points, one.points, one.of, "; ".join(one.notes)])
 
 
 def parser() -> argparse.ArgumentParser:

@@ -32,6 +32,7 @@ from torch import Tensor
 CHILD = Path(__file__).with_name("child.py")
 START_SECONDS = 120.0  # for Python and torch to start on a busy machine
 MOST_PROCESSES = 16
+SPARE_PROCESSES = 1024  # threads that all programs of this user may start meanwhile count, too
 MOST_ANSWER = 4 << 20  # bytes
 POLL_SECONDS = 0.02
 SUBREAPER = 36
@@ -130,7 +131,7 @@ class Submission:
         limits = {
             "memory": self.limits.megabytes << 20,
             "seconds": int(60 + 20 * self.limits.seconds),
-            "processes": mine + 4 * MOST_PROCESSES,
+            "processes": mine + SPARE_PROCESSES,
         }
         try:
             self.ask({"limits": limits})
@@ -237,13 +238,18 @@ class Submission:
     # --- watching and ending it
 
     def tree(self) -> list[psutil.Process]:
-        """The process and all that it started, also what it tried to hide."""
-        found: dict[int, psutil.Process] = {}
+        """The process and all that it started, also what it tried to hide.
+
+        What it left behind is our own child by now; children that we had before are not touched.
+        """
+        found: list[psutil.Process] = []
         with contextlib.suppress(psutil.Error):
-            for child in psutil.Process().children(recursive=True):
-                found[child.pid] = child
-        strangers = self.before - {self.process.pid}
-        return [p for pid, p in found.items() if pid not in strangers]
+            for child in psutil.Process().children():
+                if child.pid == self.process.pid or child.pid not in self.before:
+                    found.append(child)
+                    with contextlib.suppress(psutil.Error):
+                        found += child.children(recursive=True)
+        return found
 
     def watch(self) -> None:
         now = time.monotonic()
