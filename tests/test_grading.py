@@ -133,6 +133,34 @@ def test_wrong_answers_say_by_how_much_and_not_what_is_right(make: Make) -> None
     assert any("numbers are due" in s for s in sentences(report, "one_point"))
 
 
+def test_plausible_mistakes_cost_their_own_parts(tmp_path: Path) -> None:
+    """Methods that pass, or nearly pass, the public checks, and what the instances make of them."""
+    picard = "z = X @ w * 0\n    for _ in range(500):\n        z = torch.tanh(a * z + X @ w)"
+    mistakes = {
+        "solve_equilibrium": ('"converged": bool(residual <= tol)', '"converged": True', 3),
+        "implicit_gradient": (  # a series of 200 terms in place of the linear system
+            "torch.linalg.solve(torch.eye(len(z), dtype=z.dtype) - J.T, v)",
+            "sum(torch.linalg.matrix_power(J.T, k) @ v for k in range(200))",
+            5,
+        ),
+        "conservation_report": ("lowest >= -1e-8 * size", "True", 2),
+        "predict_limit": ("torch.sign(P) * r", "r", 3),  # forgets the other side of the wall
+        "step_sizes": ("/ top(A)", "/ (values[-1] * (1 + A @ A))", 2),  # right for one input
+        "one_point": ("z, y = torch.tanh(u)", f"{picard}\n    z, y = z", 2),
+    }
+    text = SOLVED.read_text(encoding="utf-8")
+    for old, new, _ in mistakes.values():
+        old, new = json.dumps(old)[1:-1], json.dumps(new)[1:-1]
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    path = tmp_path / "mistakes.ipynb"
+    path.write_text(text, encoding="utf-8")
+    lost = {name: 10 - got for name, got in points(grade(path, SEED, QUICK)).items()}
+    assert lost["one_point"] >= mistakes["one_point"][2]  # z is wrong, and all that is made of it
+    del lost["one_point"]
+    assert lost == {name: mistakes[name][2] for name in lost}
+
+
 def test_seeds_and_reports(make: Make) -> None:
     """Answers noted down from one seed are worth nothing under another."""
     noted = {}
