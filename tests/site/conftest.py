@@ -16,6 +16,7 @@ SOURCES = (
     "book/_ext/*.py",
     "book/_static/*",
     "notebooks/*.ipynb",
+    "course/*.ipynb",
     "deqlib/**/*.py",
 )
 
