@@ -16,7 +16,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION = 1
 # small tensors gain nothing from a second thread and lose much when processes share the cores
 book test refresh bench: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help book test test-site test-browser lab serve refresh bench lint clean
+.PHONY: help setup book test test-site test-browser lab serve refresh bench lint clean
 
 help:
 	@sed -n 's/^# *\(make .*\)/\1/p' Makefile
@@ -28,12 +28,16 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
+setup: $(READY)
+
 # a half-removed older build can hide a failure, so only the notebooks' stored runs are kept
 book: $(READY)
 	rm -rf $(SITE) _build/.doctrees
 	$(BIN)/jupyter-book build . -W -n --keep-going
 	@echo "open $(SITE)/index.html, or run make serve"
 
+# the notebooks' kernels see only the packages that a reader is promised, see the file in that folder
+test: export PYTHONPATH := $(CURDIR)/tests/declared$(if $(PYTHONPATH),:$(PYTHONPATH))
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env \
 		--ignore tests/site/test_browser.py --ignore tests/site/test_slides.py tests notebooks
