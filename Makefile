@@ -36,7 +36,7 @@ book: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env \
-		--ignore tests/site/test_browser.py tests notebooks
+		--ignore tests/site/test_browser.py --ignore tests/site/test_explorables.py tests notebooks
 
 # the built site: files, links and anchors; then every page in a browser, with other hosts blocked
 test-site test-browser: export BOOK_SITE = required
@@ -44,7 +44,7 @@ test-site: $(READY)
 	$(BIN)/python -m pytest -n 2 tests/site
 
 test-browser: $(READY)
-	$(BIN)/python -m pytest -n 2 tests/site/test_browser.py
+	$(BIN)/python -m pytest -n 2 tests/site/test_browser.py tests/site/test_explorables.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=.

@@ -131,7 +131,7 @@
       const map = verdictMap(link, z0, moving);
       const shades = [theme.shadeBlue, theme.shadeAmber, theme.shadeRed, theme.shadeGrey];
       const side = {
-        x: [-3.05, 3.05], y: [-2.05, 2.05], xTitle: "<i>a</i>", yTitle: "<i>b</i>",
+        x: [-3.05, 3.05], y: [-2.05, 2.05], shape: 1.15, xTitle: "<i>a</i>", yTitle: "<i>b</i>",
         data: [
           {
             type: "heatmap", name: "", x: map.a, y: map.b, z: map.rows, zmin: -0.5, zmax: 3.5,
@@ -205,10 +205,10 @@
     knobs: [
       { id: "space", label: "inputs", options: ["d = 1: a circle", "d = 2: a sphere"], value: "d = 1: a circle" },
       { id: "angle", label: "start, angle", min: -175, max: 175, step: 1, value: 150, say: (x) => `${fixed(0)(x)}°`, when: (v) => v.space[4] === "1" },
-      { id: "lat", label: "start, latitude", min: -85, max: 85, step: 1, value: 15, say: (x) => `${fixed(0)(x)}°`, when: (v) => v.space[4] === "2" },
+      { id: "lat", label: "start, latitude", min: -85, max: 85, step: 1, value: 35, say: (x) => `${fixed(0)(x)}°`, when: (v) => v.space[4] === "2" },
       { id: "lon", label: "start, longitude", min: -180, max: 180, step: 1, value: -100, say: (x) => `${fixed(0)(x)}°`, when: (v) => v.space[4] === "2" },
       { id: "r", label: "radius <i>r</i>₀", min: 0.2, max: 2, step: 0.05, value: 1, say: fixed(2) },
-      { id: "eta", label: "step <i>η</i>", min: -2, max: 0.7, step: 0.05, value: -0.7, scale: (x) => 10 ** x, say: (x) => say(x, 2) },
+      { id: "eta", label: "step <i>η</i>", min: -2, max: 0.7, step: 0.05, value: -1.3, scale: (x) => 10 ** x, say: (x) => say(x, 2) },
       { id: "steps", label: "steps", min: 1, max: 120, step: 1, value: 60, say: fixed(0) },
       { id: "A1", label: "target <i>A</i>₁", min: -2, max: 2, step: 0.1, value: 1, say: fixed(1) },
       { id: "A2", label: "target <i>A</i>₂", min: -2, max: 2, step: 0.1, value: -0.5, say: fixed(1), when: (v) => v.space[4] === "2" },
@@ -294,7 +294,7 @@
       const P0 = last(start);
       if (Math.abs(P0) < 1e-9) {
         return {
-          plots: [main, { x: [0, 1], y: [0, 1], shape: 0.75, xTitle: "step", yTitle: "squared radius", data: [] }],
+          plots: [main, { x: [0, 1], y: [0, 1], shape: 1.15, xTitle: "step", yTitle: "squared radius", data: [] }],
           handles: [handle],
           said: ["<b>No equilibrium.</b> The start lies on <i>a</i> = 1: the model has no equilibrium there, and nothing can be trained. Move it a little."],
         };
@@ -320,7 +320,7 @@
       const predicted = run.pushed.map((p) => r02 + p);
       const top = Math.max(...r2, r02);
       const side = {
-        x: [-0.03 * v.steps, 1.03 * v.steps], y: [0, 1.12 * top], shape: 0.75, xTitle: "step <i>k</i>",
+        x: [-0.03 * v.steps, 1.03 * v.steps], y: [0, 1.12 * top], shape: 1.15, xTitle: "step <i>k</i>",
         yTitle: "squared radius",
         data: [
           trace("descent, measured", run.k, r2, { mark: { color: theme.red, size: 5 } }),
@@ -395,14 +395,14 @@
       data.push(trace("minimisers", [low, high], [(1 - low) * v.A, (1 - high) * v.A], { stroke: ink }));
       data.push(trace("<i>a</i> = 1: no equilibrium", [1, 1], [-top, top], { stroke: { color: theme.amber, width: 2.5, dash: "dot" } }));
       const main = {
-        x: [low, high], y: [-top, top], xTitle: "<i>a</i>", yTitle: "<i>u</i>", data,
+        x: [low, high], y: [-top, top], xTitle: "<i>a</i>", yTitle: "<i>u</i>", data, plain: true,
         ground: shade(LEVELS.length),
         ramp: { label: "<i>L</i>", from: "10⁻³", to: "100", colours: LEVELS.map((_, i) => shade(i)) },
       };
       const handle = {
         id: "start", plot: 0, x: v.a, y: v.u, colour: theme.blue, move: (p, q) => ({ a: p, u: q }),
       };
-      const lossPlot = { x: [0, v.steps], y: [-12, 2], log: true, shape: 0.75, xTitle: "step <i>k</i>", yTitle: "loss <i>L</i>", data: [] };
+      const lossPlot = { x: [0, v.steps], y: [-12, 2], log: true, shape: 1.15, xTitle: "step <i>k</i>", yTitle: "loss <i>L</i>", data: [] };
       if (Math.abs(1 - v.a) < 1e-9) {
         return {
           plots: [main, lossPlot], handles: [handle],
@@ -556,13 +556,13 @@
     title: "Measured, promised and sharp rate",
     knobs: [
       { id: "kappa", label: "condition number <i>κ</i>(<i>S</i>)", min: 0, max: 1.5, step: 0.05, value: 0.6, scale: (x) => 10 ** x, say: (x) => say(x, 3) },
-      { id: "angle", label: "strong input at", min: 0, max: 180, step: 5, value: 30, say: (x) => `${fixed(0)(x)}°` },
+      { id: "angle", label: "axis of <i>S</i>", min: 0, max: 180, step: 5, value: 30, say: (x) => `${fixed(0)(x)}°` },
       { id: "A1", label: "target <i>A</i>₁", min: -2, max: 2, step: 0.05, value: 1, say: fixed(2) },
       { id: "A2", label: "target <i>A</i>₂", min: -2, max: 2, step: 0.05, value: 0.5, say: fixed(2) },
       { id: "F1", label: "start <i>F</i>₁", min: -2, max: 2, step: 0.05, value: 0, say: fixed(2) },
       { id: "F2", label: "start <i>F</i>₂", min: -2, max: 2, step: 0.05, value: 0, say: fixed(2) },
       { id: "a", label: "start <i>a</i>₀", min: -2, max: 0.95, step: 0.05, value: 0, say: fixed(2) },
-      { id: "times", label: "step, times 1/(4<i>Λ</i>)", min: 0, max: 12, step: 0.25, value: 4, scale: (x) => 2 ** x, say: (x) => say(x, 3) },
+      { id: "times", label: "step, 4<i>Λη</i>", min: 0, max: 12, step: 0.25, value: 4, scale: (x) => 2 ** x, say: (x) => say(x, 4) },
     ],
     plots: [
       "Loss over time on a logarithmic axis: flow, descent, the proved bound and the sharp slope",
@@ -598,7 +598,12 @@
       }
       const mu = E.plConstant(theta, S);
       const sharp = E.hessianSpectrum(E.sphereLimit(theta, A), S, A)[0];
-      const T = Math.log(1e8) / (2 * sharp);
+      // The picture ends where the flow's loss has fallen by 1e-8, at the latest after the time that
+      // the sharp rate needs for it.
+      const long = Math.log(1e8) / (2 * sharp);
+      const rough = E.flow(theta, S, A, grid(0, long, 81));
+      const fallen = rough.loss.findIndex((L) => L < 1e-8 * L0);
+      const T = fallen > 0 ? rough.t[fallen] : long;
       const flow = E.flow(theta, S, A, grid(0, T, 121));
       const Lam = E.smoothness(theta, S, A);
       const safe = 1 / (4 * Lam);
@@ -612,7 +617,9 @@
       const t = grid(0, T, 61);
       const muDescent = E.descentRate(theta, S, A, eta);
       const proved = v.times <= 1;
+      const highest = Math.log10(Math.max(1, ...run.loss.map(normal)));
       main.x = [-0.02 * T, 1.02 * T];
+      main.y = [-8, Math.min(highest, 4) + 0.6];
       main.data = [
         trace("bound e<sup>−2<i>μt</i></sup>", t, t.map((x) => Math.exp(-2 * mu * x)), { stroke: { color: theme.ink, width: 1.8, dash: "dash" } }),
         trace("sharp slope", t, t.map((x) => Math.max(endL * Math.exp(-2 * sharp * (x - T)), 1e-300)), { stroke: { color: theme.green, width: 2.5, dash: "dot" } }),
@@ -635,7 +642,7 @@
         said: [
           `Promised <i>μ</i> = <b>${say(mu)}</b>, sharp <i>μ</i><sub>sharp</sub> = <b>${say(sharp)}</b>, measured at the end of the flow <b>${say(measured)}</b> (mean over the run ${say(mean)}). ` +
             (quotient > 10 ? `The promise is ${say(quotient, 2)} times too cautious.` : quotient < 1.25 ? "The promise is nearly attained." : `The flow is ${say(quotient, 2)} times as fast as promised.`),
-          `Descent with <i>η</i> = ${say(eta)}, ${v.times === 1 ? "the largest step that is proved safe" : `${say(v.times)} times the largest step that is proved safe`}: ` +
+          `Descent with <i>η</i> = ${say(eta)}, ${v.times === 1 ? "the largest step that is proved safe" : `${say(v.times, 4)} times the largest step that is proved safe`}: ` +
             (run.outcome !== "finished" ? `after ${last(run.k)} steps the loss is no finite number.`
               : proved ? `after ${run.k[run.k.length - 1]} steps the loss is below its bound (1 − <i>ημ</i>′)<sup><i>k</i></sup><i>L</i>₀, as it must be.`
                 : worse ? "the loss does not fall at every step shown."
@@ -650,7 +657,8 @@
 
   // ---------------------------------------------------------------------------------- the page
 
-  const MARGIN = { l: 50, r: 10, t: 10, b: 42 };
+  const MARGIN = { l: 60, r: 10, t: 10, b: 44 };
+  const BARE = { l: 10, r: 10, t: 10, b: 10 };
 
   /** Colours of the page's present theme; hues are Okabe and Ito's, lighter in the dark. */
   function currentTheme() {
@@ -663,13 +671,13 @@
       ? {
           ink: own("--pst-color-text-base", "#ced6dd"), paper: own("--pst-color-background", "#14181e"),
           faint: "#8b96a3", grid: "#333a44", blue: "#56b4e9", red: "#ff8a4c", green: "#2fc99a", amber: "#f0b93a",
-          shadeBlue: "#1d4560", shadeAmber: "#7a6420", shadeRed: "#3b2020", shadeGrey: "#5a6068",
+          shadeBlue: "#1b3c54", shadeAmber: "#8a7028", shadeRed: "#cf8d75", shadeGrey: "#5a6068",
           levels: mix([22, 27, 34], [98, 108, 122]),
         }
       : {
           ink: own("--pst-color-text-base", "#323232"), paper: own("--pst-color-background", "#ffffff"),
           faint: "#7c8794", grid: "#dddddd", blue: "#0072b2", red: "#d55e00", green: "#009e73", amber: "#b27700",
-          shadeBlue: "#cfe6f5", shadeAmber: "#f6d58a", shadeRed: "#e9b9a3", shadeGrey: "#bdbdbd",
+          shadeBlue: "#dcecf7", shadeAmber: "#efc65a", shadeRed: "#a9604c", shadeGrey: "#b4b8bd",
           levels: mix([255, 255, 255], [168, 174, 182]),
         };
   }
@@ -909,19 +917,23 @@
     paint(plot, where, theme) {
       const width = where.frame.clientWidth;
       if (width < 100) return;
-      const inner = width - MARGIN.l - MARGIN.r;
+      const margin = plot.bare ? BARE : MARGIN;
+      const inner = width - margin.l - margin.r;
       const ratio = plot.shape || (plot.y[1] - plot.y[0]) / (plot.x[1] - plot.x[0]);
-      const height = Math.round(inner * ratio) + MARGIN.t + MARGIN.b;
-      where.range = { x: plot.x, y: plot.y, inner, tall: height - MARGIN.t - MARGIN.b };
+      const height = Math.round(inner * ratio) + margin.t + margin.b;
+      where.range = { x: plot.x, y: plot.y, margin, inner, tall: height - margin.t - margin.b };
       where.frame.style.height = `${height}px`;
-      const bare = plot.bare ? { showticklabels: false, showgrid: false, showline: false, ticks: "" } : {};
+      const bare = plot.bare
+        ? { showticklabels: false, showgrid: false, showline: false, ticks: "" }
+        : { showgrid: !plot.plain };
       const layout = {
-        width, height, margin: MARGIN, showlegend: false, dragmode: false, hovermode: false,
+        width, height, margin, showlegend: false, dragmode: false, hovermode: false,
         paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: plot.ground || "rgba(0,0,0,0)",
         font: { family: "inherit", size: 13, color: theme.ink },
         xaxis: axis(plot.xTitle, plot.x, theme, bare),
         yaxis: axis(plot.yTitle, plot.y, theme, {
-          ...bare, ...(plot.log ? { type: "log", exponentformat: "power", dtick: plot.y[1] - plot.y[0] > 8 ? 2 : 1 } : {}),
+          ...bare,
+          ...(plot.log ? { type: "log", exponentformat: "power", dtick: plot.y[1] - plot.y[0] > 5 ? 2 : 1, tickfont: { size: 11 } } : {}),
         }),
       };
       this.Plotly.react(where.canvas, plot.data, layout, { staticPlot: true, displayModeBar: false });
@@ -945,8 +957,8 @@
         const [low, high] = i ? range.y : range.x;
         return clamp((value - low) / (high - low), 0, 1);
       });
-      made.dot.style.left = `${MARGIN.l + x * range.inner}px`;
-      made.dot.style.top = `${MARGIN.t + (1 - y) * range.tall}px`;
+      made.dot.style.left = `${range.margin.l + x * range.inner}px`;
+      made.dot.style.top = `${range.margin.t + (1 - y) * range.tall}px`;
       made.dot.style.setProperty("--grip", handle.colour);
     }
 
@@ -962,9 +974,9 @@
       dot.addEventListener("pointermove", (event) => {
         if (made.held !== event.pointerId) return;
         const box = frame.getBoundingClientRect();
-        const { x, y, inner, tall } = made.range;
-        const share = clamp((event.clientX - box.left - MARGIN.l) / inner, 0, 1);
-        const rise = clamp(1 - (event.clientY - box.top - MARGIN.t) / tall, 0, 1);
+        const { x, y, margin, inner, tall } = made.range;
+        const share = clamp((event.clientX - box.left - margin.l) / inner, 0, 1);
+        const rise = clamp(1 - (event.clientY - box.top - margin.t) / tall, 0, 1);
         this.change(made.handle.move(x[0] + share * (x[1] - x[0]), y[0] + rise * (y[1] - y[0])));
       });
       for (const end of ["pointerup", "pointercancel"]) {
