@@ -104,9 +104,7 @@ def _rate() -> Figure:
     from deqlib.figures import rates as figures
     from deqlib.linear import LinearDEQ
 
-    zero = LinearDEQ(
-        torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
-    )
+    zero = LinearDEQ(torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64))
 
     def panel(kappa: float, size: float) -> tuple[str, Any, Any, Any, Any]:
         S = torch.diag(torch.tensor([1.0, 1 / kappa], dtype=torch.float64))

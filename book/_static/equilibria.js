@@ -415,6 +415,11 @@ const Equilibria = (function () {
     return [A - half, A + half];
   }
 
+  function checkStart(theta0, S, A) {
+    const value = loss(theta0, S, A);
+    need(Number.isFinite(value), `theta0 has the loss ${value}; start where it is finite`);
+  }
+
   const finiteTheta = (theta) => Number.isFinite(theta.a) && theta.u.every(Number.isFinite);
 
   /**
@@ -427,8 +432,7 @@ const Equilibria = (function () {
    *   finite loss.
    */
   function descent(theta0, S, A, eta, steps, every = 1) {
-    checkTheta(theta0);
-    checkProblem(theta0, S, A);
+    checkStart(theta0, S, A);
     need(eta > 0 && Number.isFinite(eta), `eta is ${eta}; it must be positive and finite`);
     whole("steps", steps, 0);
     whole("every", every, 1);
@@ -480,8 +484,7 @@ const Equilibria = (function () {
    * Source: theorem `flow-rate`; Hairer, Nørsett and Wanner, Solving ODEs I, section II.5.
    */
   function flow(theta0, S, A, at, { rtol = 1e-11, atol = 1e-13, most = 200000 } = {}) {
-    checkTheta(theta0);
-    checkProblem(theta0, S, A);
+    checkStart(theta0, S, A);
     need(
       at.length > 0 && at[0] >= 0 && at.every((t, i) => i === 0 || t > at[i - 1]),
       `at is ${at}; it must hold increasing times, the first at least 0`,
