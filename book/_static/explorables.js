@@ -368,7 +368,7 @@
     plays: "steps",
     plots: [
       "Levels of the loss over the plane of a and u, the singular line, the minimisers, and the paths of flow and descent",
-      "Loss over the steps",
+      "Loss of descent and of the flow over the steps",
     ],
     draw(v, theme) {
       const [low, high, top] = [-1.3, 3.3, 2.3];
