@@ -252,7 +252,7 @@
         });
       };
 
-      const reach = 2.6;
+      const reach = 2.3;
       const data = [];
       const wire = { stroke: { color: theme.faint, width: 0.8 }, hidden: 0.45 };
       if (flat) {
@@ -339,7 +339,8 @@
         handles: [handle],
         said: [
           `<b>${grown < 0.02 ? "Descent stays close to the" : grown < 0.5 ? "Descent spirals outward from the" : "Descent leaves the"} ${flat ? "circle" : "sphere"}</b>: ` +
-            `its radius grows from ${say(Math.sqrt(r02))} to ${say(final)}, the squared radius by ${say(100 * grown, 2)} %.` +
+            `its radius grows from ${say(Math.sqrt(r02))} to ${say(final)}, ` +
+            (grown < 1 ? `the squared radius by ${say(100 * grown, 2)} %.` : `the squared radius by a factor of ${say(1 + grown)}.`) +
             (crossed ? ` It jumps across <i>a</i> = 1 ${crossed === 1 ? "once" : `${crossed} times`}.` : "") +
             (run.outcome === "finished" ? "" : ` After ${last(run.k)} steps the loss is no finite number.`) +
             (path.length < run.theta.length || final > reach * 1.4 ? " It has left the picture." : ""),
@@ -539,8 +540,10 @@
       const second = unique
         ? `<i>a</i> = ${say(a)}, so <i>aβ</i> &lt; 1: exactly one equilibrium for every <i>s</i>. All slopes of <i>h<sub>a</sub></i> lie between ${say(bounds[0])} and ${say(bounds[1])}.`
         : folds.length
-          ? `<i>a</i> = ${say(a)}: the curve folds at <i>s</i> = ${list(folds.map((f) => say(f.s, 4)))}, where a stable and an unstable equilibrium meet and vanish.`
-          : `<i>a</i> = ${say(a)}: 1 − <i>aφ</i>′ is nowhere positive, so there is no stable branch${all.length ? "" : ", and no equilibrium but by accident"}.`;
+          ? `<i>a</i> = ${say(a)}: the curve folds at <i>s</i> = ${list(folds.map((f) => say(Math.abs(f.s) < 1e-12 ? 0 : f.s, 4)))}, where a stable and an unstable equilibrium meet and vanish.`
+          : stable.includes(true)
+            ? `<i>a</i> = ${say(a)}, so <i>aβ</i> = 1: the curve is vertical where <i>φ</i>′ is largest, and folds as soon as <i>a</i> grows.`
+            : `<i>a</i> = ${say(a)}: 1 − <i>aφ</i>′ is nowhere positive, so there is no stable branch${all.length ? "" : ", and no equilibrium but for one <i>s</i>"}.`;
       const grip = good[0] || found[0] || { z: clamp(0, zs[0], zs[1]) };
       return {
         plots: [main, side],
@@ -933,7 +936,7 @@
         xaxis: axis(plot.xTitle, plot.x, theme, bare),
         yaxis: axis(plot.yTitle, plot.y, theme, {
           ...bare,
-          ...(plot.log ? { type: "log", exponentformat: "power", dtick: plot.y[1] - plot.y[0] > 5 ? 2 : 1, tickfont: { size: 11 } } : {}),
+          ...(plot.log ? { type: "log", exponentformat: "power", dtick: [1, 2, 4][[5, 10].filter((n) => plot.y[1] - plot.y[0] > n).length], tickfont: { size: 11 } } : {}),
         }),
       };
       this.Plotly.react(where.canvas, plot.data, layout, { staticPlot: true, displayModeBar: false });
