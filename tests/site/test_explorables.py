@@ -31,8 +31,10 @@ HANDLES = {
 }
 """Every explorable, its handles, and the knobs that each handle turns."""
 NAMES = tuple(HANDLES)
-DATA = """root => [...root.querySelectorAll('.explorable-canvas')].map(
-    canvas => JSON.stringify(canvas.data.map(t => [t.name, t.x, t.y, t.z])))"""
+DATA = """root => [...root.querySelectorAll('.explorable-canvas')].map(canvas => JSON.stringify(
+    canvas.data.map(t => [t.name, t.x, t.y, t.z]),
+    // JSON would hide what is not finite behind null, which is a gap in a curve
+    (key, x) => typeof x === 'number' && !Number.isFinite(x) ? String(x) : x))"""
 COLOURS = """root => [...root.querySelectorAll('.explorable-canvas')].map(canvas => JSON.stringify(
     [canvas.layout.font.color, canvas.data.map(t => [t.line?.color, t.marker?.color])]))"""
 STILL = "root => root.querySelector('.explorable-said').getAttribute('aria-busy') === 'false'"
