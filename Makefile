@@ -9,6 +9,8 @@ READY  := $(VENV)/.ready
 SITE   := _build/html
 PORT   ?= 8000
 PEERS  := .venv-bench
+# these need a browser
+BROWSER_TESTS := $(addprefix tests/site/test_,browser.py slides.py equilibria.py explorables.py)
 
 # the kernels of the notebooks come from .venv, whatever is installed elsewhere
 export JUPYTER_PREFER_ENV_PATH = 1
@@ -40,7 +42,7 @@ book: $(READY)
 test: export PYTHONPATH := $(CURDIR)/tests/declared$(if $(PYTHONPATH),:$(PYTHONPATH))
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env \
-		--ignore tests/site/test_browser.py --ignore tests/site/test_slides.py tests notebooks
+		$(addprefix --ignore=,$(BROWSER_TESTS)) tests notebooks
 
 # the built site: files, links and anchors; then every page in a browser, with other hosts blocked
 test-site test-browser: export BOOK_SITE = required
@@ -48,7 +50,7 @@ test-site: $(READY)
 	$(BIN)/python -m pytest -n 2 tests/site
 
 test-browser: $(READY)
-	$(BIN)/python -m pytest -n 2 tests/site/test_browser.py tests/site/test_slides.py
+	$(BIN)/python -m pytest -n 2 $(BROWSER_TESTS)
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=.

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 from playwright.sync_api import Browser
-from test_browser import WRONG_FORMULAS, Watched
-from test_browser import browser as browser
+from test_browser import WRONG_FORMULAS
+from watching import Watched
 
 ROOT = Path(__file__).parents[2]
 PLAN: dict[str, Any] = yaml.safe_load((ROOT / "book" / "course.yml").read_text(encoding="utf-8"))
