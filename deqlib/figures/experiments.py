@@ -94,7 +94,7 @@ def risk_and_radius(
             shown = r > 1e-26
             axes[0, 0].semilogy(k[shown], r[shown], linestyle=line, color=color, label=name)
             axes[0, 1].plot(k, np.asarray(radius), linestyle=line, color=color, label=name)
-            label = "predicted" if color == CYCLE[0] else None
+            label = "predicted" if color == CYCLE[0] else "_again"
             bound_line(axes[0, 1], k[[0, -1]], [foretold, foretold], label=label)
         axes[0, 0].set(title="risk", xlabel="step")
         axes[0, 1].set(title="distance from the singular point", xlabel="step", ylim=(0, None))
