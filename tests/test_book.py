@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from deqlib.theorems import THEOREMS
+from deqlib.theorems import FINDINGS, THEOREMS
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
@@ -87,6 +87,38 @@ def test_theorem_names_its_hypotheses(label: str) -> None:
 def test_theorem_is_proved_after_it_is_stated(label: str) -> None:
     text = TEXTS[STATED[label].path]
     assert "{prf:proof}" in text[text.index(f":label: {label}") :]
+
+
+@pytest.mark.parametrize("label", FINDINGS)
+def test_finding_stands_in_its_chapter_and_is_no_theorem(label: str) -> None:
+    target = re.fullmatch(r"\{(?:prf:)?ref\}`([^`]+)`", FINDINGS[label].where)
+    assert target is not None
+    chapter = next(path for path in CHAPTERS if path.stem == FINDINGS[label].chapter)
+    anchored = {one.label for one in directives(chapter, TEXTS[chapter])}
+    anchored |= set(re.findall(r"^\(([\w-]+)\)=$", TEXTS[chapter], flags=re.M))
+    assert target[1] in anchored
+    assert label not in STATED
+
+
+@pytest.mark.parametrize("label", [*THEOREMS, *FINDINGS])
+def test_theorem_has_its_own_tests(label: str) -> None:
+    stem = type({**THEOREMS, **FINDINGS}[label]).__module__.rsplit(".", 1)[1]
+    assert (ROOT / "tests" / f"test_{stem}.py").is_file()
+
+
+def test_open_questions_are_references_that_exist() -> None:
+    """Roles point at labels and pages of the book; each question ends and names a place."""
+    labels = {one.label for one in DIRECTIVES}
+    for text in TEXTS.values():
+        labels |= set(re.findall(r"^\(([\w-]+)\)=$", text, flags=re.M))
+        labels |= set(re.findall(r"^\$\$[ ]*\(([\w-]+)\)[ ]*$", text, flags=re.M))
+    for theorem in [*THEOREMS.values(), *FINDINGS.values()]:
+        for question in theorem.open_questions:
+            roles = re.findall(r"\{([\w:]+)\}`([^`]+)`", question)
+            assert roles, question
+            for kind, target in roles:
+                known = set(toc_files()) if kind == "doc" else labels
+                assert target.lstrip("/") in known, (theorem.label, target)
 
 
 def test_labels_are_unique_and_no_file_names() -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup, Tag
 
-from deqlib.theorems import THEOREMS
+from deqlib.theorems import FINDINGS, THEOREMS
 
 ROOT = Path(__file__).parents[2]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
@@ -131,17 +131,58 @@ def test_nothing_is_left_unresolved(site: Path) -> None:
         assert leftover == [], path
 
 
-def test_ledger_has_every_theorem(site: Path) -> None:
+@pytest.mark.parametrize("label", [*THEOREMS, *FINDINGS])
+def test_ledger_shows_all_that_is_known_of_a_theorem(site: Path, label: str) -> None:
+    """Status, draws, margin and tightness; each hypothesis; links to proof, code and test."""
+    theorem = {**THEOREMS, **FINDINGS}[label]
+    section = soup(site / "book" / "ledger.html").find(id=f"ledger-{label}")
+    assert isinstance(section, Tag)
+    assert section.find("h2" if label in THEOREMS else "h3") is not None
+    text = " ".join(section.get_text(" ").split())
+    assert f"Status: {theorem.status}." in text
+    assert re.search(r"holds on (\d+) of \1 instances", text)
+    assert re.search(r"worst margin of [-\d.e]+ and a tightness of [\d.e-]+", text)
+    for name, hypothesis in theorem.hypotheses.items():
+        row = next(tr for tr in section.select("tbody tr") if tr.find("td").get_text() == name)
+        said = row.get_text(" ", strip=True)
+        assert ("necessary" if hypothesis.necessary else "serves the proof") in said
+        assert ("fails on" in said) == (name in theorem.drop)
+    links = [tag["href"] for tag in section.find_all("a", href=True)]
+    assert any(f"notebooks/{theorem.chapter}.html#" in link for link in links), "no proof"
+    files = [link.split("/blob/", 1)[1].split("/", 1)[1] for link in links if "/blob/" in link]
+    assert [f for f in files if f.startswith("deqlib/")], "no code"
+    assert [f for f in files if f.startswith("tests/")], "no test"
+    assert [f for f in files if not (ROOT / f).is_file()] == []
+
+
+def test_ledger_tables_have_a_row_for_everything(site: Path) -> None:
     ledger = soup(site / "book" / "ledger.html")
-    for label, theorem in THEOREMS.items():
-        section = ledger.find(id=f"ledger-{label}")
-        assert isinstance(section, Tag), label
-        assert section.find("h2") is not None, label
-        for name in theorem.hypotheses:
-            assert name in section.get_text(), (label, name)
-    table = ledger.find("table", class_="ledger")
-    assert isinstance(table, Tag)
-    assert len(table.select("tbody tr")) == len(THEOREMS)
+    for known in (THEOREMS, FINDINGS):
+        first = ledger.find(id=f"ledger-{next(iter(known))}")
+        assert isinstance(first, Tag)
+        table = first.find_previous("table", class_="ledger")
+        assert isinstance(table, Tag)
+        rows = table.select("tbody tr")
+        assert len(rows) == len(known)
+        said = [row.find_all("td")[1].get_text(strip=True) for row in rows]
+        assert said == [theorem.status for theorem in known.values()]
+
+
+def test_ledger_lists_every_open_question(site: Path) -> None:
+    section = soup(site / "book" / "ledger.html").find(id="open-questions")
+    assert isinstance(section, Tag)
+    asked = [
+        label for label, theorem in {**THEOREMS, **FINDINGS}.items() for _ in theorem.open_questions
+    ]
+    items = section.select("li")
+    linked = [
+        tag["href"].split("#ledger-")[1]
+        for item in items
+        for tag in item.find_all("a", href=True)
+        if "#ledger-" in tag["href"]
+    ]
+    assert sorted(linked) == sorted(asked)
+    assert len(items) == len(asked) + 3
 
 
 @pytest.mark.parametrize("page", CHAPTERS)
