@@ -130,7 +130,7 @@ KNOBS: dict[str, dict[str, Knob]] = {
         "A": Knob("target A", 1.0, -3, 3, 0.1, digits=".1f"),
         "a": Knob("start a₀", -0.6, -1.3, 3.3, 0.05),
         "u": Knob("start u₀", -1.2, -2.3, 2.3, 0.05),
-        "step": _step(10**-0.5, low=-2, high=1),
+        "step": _step(0.3162, low=-2, high=1),
         "steps": _steps(40, 1, 200),
     },
     "link": {
@@ -139,7 +139,7 @@ KNOBS: dict[str, dict[str, Knob]] = {
         "s": Knob("index s", 0.1, -4, 4, 0.05),
     },
     "rate": {
-        "kappa": Knob("condition κ(S)", 10**0.6, 0, 1.5, 0.05, base=10.0, digits=".3g"),
+        "kappa": Knob("condition κ(S)", 3.981, 0, 1.5, 0.05, base=10.0, digits=".3g"),
         "angle": Knob("strong input at", 30.0, 0, 180, 5, digits=".0f"),
         "A1": Knob("target A₁", 1.0, -2, 2, 0.05),
         "A2": Knob("target A₂", 0.5, -2, 2, 0.05),
