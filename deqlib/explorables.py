@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -65,6 +66,16 @@ class Knob:
             good = isinstance(value, (int, float)) and low <= value <= high
         if not good:
             raise ValueError(f"{name} is {value!r}; it must be a number from {low:g} to {high:g}")
+
+    def mark(self, value: Any) -> Any:
+        """The value at the slider's nearest mark, as a slider in the browser takes it."""
+        if self.options is not None:
+            return value
+        at = value if self.base is None else math.log(value, self.base)
+        at = round(self.low + self.step * round((at - self.low) / self.step), 9)
+        if self.base is not None:
+            return self.base**at
+        return int(at) if self.digits == "d" else at
 
 
 def view(name: str, **settings: Setting) -> View:
@@ -120,7 +131,7 @@ KNOBS: dict[str, dict[str, Knob]] = {
         "latitude": Knob("start, latitude", 15.0, -85, 85, 1, digits=".0f", when=_round),
         "longitude": Knob("start, longitude", -100.0, -180, 180, 1, digits=".0f", when=_round),
         "radius": Knob("radius r₀", 1.0, 0.2, 2, 0.05),
-        "step": _step(0.2, low=-2, high=0.7),
+        "step": _step(10**-0.7, low=-2, high=0.7),
         "steps": _steps(60, 1, 120),
         "A1": Knob("target A₁", 1.0, -2, 2, 0.1, digits=".1f"),
         "A2": Knob("target A₂", -0.5, -2, 2, 0.1, digits=".1f", when=_round),
@@ -130,7 +141,7 @@ KNOBS: dict[str, dict[str, Knob]] = {
         "A": Knob("target A", 1.0, -3, 3, 0.1, digits=".1f"),
         "a": Knob("start a₀", -0.6, -1.3, 3.3, 0.05),
         "u": Knob("start u₀", -1.2, -2.3, 2.3, 0.05),
-        "step": _step(0.3162, low=-2, high=1),
+        "step": _step(10**-0.5, low=-2, high=1),
         "steps": _steps(40, 1, 200),
     },
     "link": {
@@ -139,7 +150,7 @@ KNOBS: dict[str, dict[str, Knob]] = {
         "s": Knob("index s", 0.1, -4, 4, 0.05),
     },
     "rate": {
-        "kappa": Knob("condition κ(S)", 3.981, 0, 1.5, 0.05, base=10.0, digits=".3g"),
+        "kappa": Knob("condition κ(S)", 10**0.6, 0, 1.5, 0.05, base=10.0, digits=".3g"),
         "angle": Knob("strong input at", 30.0, 0, 180, 5, digits=".0f"),
         "A1": Knob("target A₁", 1.0, -2, 2, 0.05),
         "A2": Knob("target A₂", 0.5, -2, 2, 0.05),
@@ -227,24 +238,35 @@ def _widget(name: str, settings: Mapping[str, Setting]) -> Any:
     """
     try:
         import ipywidgets
+        from traitlets import Unicode
     except ImportError as error:
         raise ImportError(
             "the explorables need the package ipywidgets, which is not installed (pip install "
             "ipywidgets); deqlib.explorables.view gives their figures and numbers without it"
         ) from error
-    starts = _complete(name, settings)
+
+    class Picture(ipywidgets.Image):
+        """An image that may have a tooltip, its name for a screen reader: the front end of
+        ipywidgets 8 shows one only on widgets with a description, and breaks on others."""
+
+        description = Unicode("").tag(sync=True)
+
+    starts = {knob: KNOBS[name][knob].mark(at) for knob, at in _complete(name, settings).items()}
     knobs = {knob: _control(ipywidgets, KNOBS[name][knob], starts[knob]) for knob in starts}
-    picture = ipywidgets.Image(
+    picture = Picture(
         format="png", width=str(WIDTH), layout={"max_width": "100%", "height": "auto"}
     )
     text = ipywidgets.HTML(layout={"max_width": f"{WIDTH}px", "width": "100%"})
     reset = ipywidgets.Button(description="Reset", tooltip="all knobs as in the beginning")
+    drawn: dict[str, Any] | None = None
     redrawing = True
 
     def redraw(_: Any = None) -> None:
-        if not redrawing:
+        nonlocal drawn
+        now = {knob: KNOBS[name][knob].mark(control.value) for knob, control in knobs.items()}
+        if not redrawing or now == drawn:
             return
-        now = {knob: control.value for knob, control in knobs.items()}
+        drawn = now
         for knob, control in knobs.items():
             when = KNOBS[name][knob].when
             control.layout.display = None if when is None or when(now) else "none"
@@ -254,7 +276,7 @@ def _widget(name: str, settings: Mapping[str, Setting]) -> Any:
             text.value = f"<p>{html.escape(str(refusal))}</p>"
             return
         picture.value = png(seen.figure)
-        picture.tooltip = f"{TITLES[name]}. {seen.verdict}"  # its name for a screen reader
+        picture.tooltip = f"{TITLES[name]}. {seen.verdict}"
         text.value = (
             f"<p role='status' style='line-height: 1.5; margin: 0.3em 0'>"
             f"<b>{html.escape(seen.verdict)}</b> {html.escape(seen.details)}</p>"
@@ -303,5 +325,5 @@ def _control(ipywidgets: Any, knob: Knob, start: Setting) -> Any:
         return ipywidgets.FloatLogSlider(value=start, base=knob.base, **common)
     if knob.digits == "d":
         common |= {"min": int(knob.low), "max": int(knob.high), "step": 1}
-        return ipywidgets.IntSlider(value=int(start), **common)
+        return ipywidgets.IntSlider(value=start, **common)
     return ipywidgets.FloatSlider(value=start, **common)

@@ -294,8 +294,9 @@ def sphere(
     )
     verdict = f"{how}: its radius grows from {say(radius)} to {say(float(r2[-1].sqrt()))}."
     details = (
-        f"r² = {say(float(r2[-1]), 4)} is r₀² + η²Σ|∇L|² to {say(off, 1)}. The flow keeps its own "
-        f"to {say(drift, 1)}."
+        f"Its r² = {say(float(r2[-1]), 4)} is r₀² + η²Σ|∇L|² "
+        + ("to rounding" if off < 1e-12 else f"up to {say(off, 1)}")
+        + f". The flow keeps r² to {say(drift, 1)}."
         + (f" Descent jumps across a = 1 {_times(crossed)}." if crossed else "")
         + _broken(run)
         + f" Loss after {int(run.t[-1])} steps: {say(float(run.loss[-1]))}. With this step the "
