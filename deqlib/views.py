@@ -326,9 +326,9 @@ def landscape(*, A: float, a: float, u: float, step: float, steps: int) -> View:
         )
     both = _Training.start(1 - a, _tensor(u), torch.eye(1, dtype=torch.float64), _tensor(A))
     T = 20 / both.sharp  # then L is e⁻⁴⁰ of what it was
-    at_steps = step * torch.arange(1, steps, dtype=torch.float64)
+    at_steps = step * torch.arange(1, steps + 1, dtype=torch.float64)
     flow = both.flow(torch.cat([T * EARLY, at_steps[at_steps < T]]).unique())
-    beside = flow.t <= step * steps
+    beside = flow.t <= step * (steps + 0.5)
     run = both.descent(step, steps)
 
     def points(theta: LinearDEQ) -> Tensor:

@@ -97,8 +97,8 @@ def sphere(
         left.view_init(elev=20, azim=turn)
         left.set_zlabel("$1-a$", labelpad=-1)
         draw_ray(left, A, radius, True)
-        # axes in space clip nothing
-        _paths(left, flow, descent[descent.abs().amax(-1) <= reach])
+        shown = _cut(descent, reach)
+        _paths(left, flow, shown, ended=shown is descent)
         left.legend(loc="upper left", bbox_to_anchor=(-0.12, 1.04), fontsize=9, labelspacing=0.25)
         _squared_radius(right, radius, *squares)
     return figure
@@ -117,13 +117,24 @@ def _reach(radius: float, points: Tensor) -> float:
     return 1.15 * min(max(radius, farthest), 3 * radius)
 
 
-def _paths(axis: Any, flow: Tensor, descent: Tensor) -> None:
+def _cut(path: Tensor, reach: float) -> Tensor:
+    """The path up to where it leaves the cube |x| ≤ reach: axes in space clip nothing."""
+    outside = (path.abs().amax(-1) > reach).nonzero()
+    if not len(outside):
+        return path
+    k = int(outside[0, 0])
+    before, step = path[k - 1], path[k] - path[k - 1]
+    room = (reach * step.sign() - before) / step  # NaN or infinite where the step is 0
+    return torch.cat([path[:k], (before + room.nan_to_num(torch.inf).min() * step)[None]])
+
+
+def _paths(axis: Any, flow: Tensor, descent: Tensor, ended: bool = True) -> None:
     """Flow and descent from one start, in the plane or in space; the ends as dots."""
     if not len(flow):
         return
     axis.plot(*flow.T.numpy(), label="flow", zorder=3, **FLOW)
     axis.plot(*descent.T.numpy(), label="descent", zorder=4, **DESCENT)
-    for path, color in ((flow, CYCLE[0]), (descent, CYCLE[1])):
+    for path, color in ((flow, CYCLE[0]), (descent, CYCLE[1]))[: 1 + ended]:
         end = path[-1:].T.numpy()
         axis.plot(*end, "o", color=color, markeredgecolor="white", markersize=8, zorder=6)
     start = flow[:1].T.numpy()

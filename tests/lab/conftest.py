@@ -76,7 +76,9 @@ class Lab:
     folder: Path
 
     def url(self, notebook: str) -> str:
-        return f"{self.address}/lab/tree/{notebook}?token={TOKEN}"
+        """Each notebook in a workspace of its own: a common one would open the other, too."""
+        workspace = Path(notebook).stem
+        return f"{self.address}/lab/workspaces/{workspace}/tree/{notebook}?token={TOKEN}"
 
     def ask(self, method: str, path: str) -> Any:
         request = Request(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import CHAPTER, EXPLORABLES, PATIENCE, ROOT, Lab
-from playwright.sync_api import Browser, Locator, Page, Route, expect
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
 
 from deqlib.explorables import KNOBS, View, view
 
@@ -23,6 +23,8 @@ MOVES = {
     "rate": ("A1", "ArrowRight", 1.05),
 }
 """For each explorable a knob, a key, and the value that one press of the key gives it."""
+OTHER_CHAPTERS = "Cross reference target was not found"
+"""What jupyterlab-myst says of references into other notebooks: it knows one at a time."""
 DIGEST = """async image => {
     const bytes = await (await fetch(image.src)).arrayBuffer();
     const digest = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
@@ -56,6 +58,10 @@ class Opened:
             self.wrong.append(f"blocked: {route.request.url}")
             route.abort()
 
+    def listen(self, said: ConsoleMessage) -> None:
+        if said.type == "error" and not said.text.startswith(OTHER_CHAPTERS):
+            self.wrong.append(said.text)
+
     @property
     def notebook(self) -> Locator:
         return self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook")
@@ -81,11 +87,12 @@ def opened(
     shown = Opened(context.new_page())
     shown.page.route("**/*", shown.own_server_only)
     shown.page.on("pageerror", lambda error: shown.wrong.append(str(error)))
-    shown.page.on("console", lambda said: said.type == "error" and shown.wrong.append(said.text))
+    shown.page.on("console", shown.listen)
     try:
         shown.page.goto(lab.url(notebook))
         # a cell run before the kernel is there would open a dialogue that asks for one
         bar = shown.page.locator("#jp-main-statusbar")
+        expect(bar).to_contain_text(notebook, timeout=1000 * PATIENCE)
         expect(bar).to_contain_text(re.compile(r"\(ipykernel\) \| Idle"), timeout=1000 * PATIENCE)
         yield shown
     except BaseException:
