@@ -36,15 +36,18 @@ book: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env \
-		--ignore tests/site/test_browser.py tests notebooks
+		--ignore tests/site/test_browser.py --ignore tests/lab tests notebooks
 
-# the built site: files, links and anchors; then every page in a browser, with other hosts blocked
+# the built site: files, links and anchors; then every page in a browser, with other hosts blocked;
+# then JupyterLab in a browser
 test-site test-browser: export BOOK_SITE = required
 test-site: $(READY)
 	$(BIN)/python -m pytest -n 2 tests/site
+	$(BIN)/python -m pytest tests/lab
 
 test-browser: $(READY)
 	$(BIN)/python -m pytest -n 2 tests/site/test_browser.py
+	$(BIN)/python -m pytest tests/lab
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=.

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conftest import CHAPTER, EXPLORABLES, PATIENCE, ROOT, Lab
+from lab_server import CHAPTER, EXPLORABLES, PATIENCE, ROOT, Lab, chromium, make_lab
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
 
 from deqlib.explorables import KNOBS, View, view
 
+expect.set_options(timeout=250 * PATIENCE)
 SCREENSHOTS = ROOT / "_build" / "screenshots"
 MOVES = {
     "cobweb": ("a", "ArrowRight", -1.95),
@@ -70,7 +71,7 @@ class Opened:
         bar = self.page.locator("#jp-MainMenu")
         bar.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name=re.compile("^Run All Cells")).click()
-        self.page.wait_for_function(FINISHED)
+        self.page.wait_for_function(FINISHED, timeout=3000 * PATIENCE)
         assert self.page.evaluate(WRONG_OUTPUTS) == []
 
 
@@ -127,6 +128,19 @@ class Widget:
     def expect(self, seen: View) -> None:
         text = self.box.locator(".widget-html-content p")
         expect(text).to_have_text(f"{seen.verdict} {seen.details}".strip())
+
+
+# For the module, so that this browser is closed before other tests open theirs.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with make_lab(tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ QUIET = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 60  # seconds: a busy machine is slow, and slow is not wrong
+PATIENCE = 120  # seconds: a busy machine is slow, and slow is not wrong
 EXPLORABLES = ("cobweb", "sphere", "landscape", "link", "rate")
 CHAPTER = "06_conservation_law.ipynb"
 TOKEN = "for-this-test-only"
@@ -55,8 +56,8 @@ def missing(reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+@contextmanager
+def chromium() -> Iterator[Browser]:
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         missing(f"no browser on PATH (one of {', '.join(BROWSERS)})")
@@ -106,11 +107,11 @@ def write_notebook(path: Path, cells: list[dict[str, Any]], metadata: Any) -> No
     path.write_text(json.dumps(notebook), encoding="utf-8")
 
 
-@pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+@contextmanager
+def make_lab(base: Path) -> Iterator[Lab]:
+    """`make lab` with copies of the notebooks, and all that it writes, in this folder."""
     if shutil.which("make") is None:
         missing("no make on PATH, which starts JupyterLab")
-    base = tmp_path_factory.mktemp("lab")
     folder = base / "the book"
     folder.mkdir()
     chapter = json.loads((ROOT / "notebooks" / CHAPTER).read_text(encoding="utf-8"))
