@@ -67,6 +67,16 @@ class Opened:
     def notebook(self) -> Locator:
         return self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook")
 
+    @contextmanager
+    def pictured(self, name: str) -> Iterator[None]:
+        """A failure in this block leaves a screenshot of this name."""
+        try:
+            yield
+        except BaseException:
+            SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=SCREENSHOTS / f"lab-{name}.png")
+            raise
+
     def run_all(self) -> None:
         bar = self.page.locator("#jp-MainMenu")
         bar.get_by_role("menuitem", name="Run", exact=True).click()
@@ -76,34 +86,28 @@ class Opened:
 
 
 @contextmanager
-def opened(
-    lab: Lab, browser: Browser, notebook: str, width: int = 1280, scheme: str = "light"
-) -> Iterator[Opened]:
+def opened(lab: Lab, browser: Browser, notebook: str) -> Iterator[Opened]:
     """Open a notebook and wait for its kernel; a failure leaves a screenshot. Ends the kernel."""
-    context = browser.new_context(
-        viewport={"width": width, "height": 900},
-        color_scheme=scheme,  # type: ignore[arg-type]
-    )
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(1000 * PATIENCE)
     shown = Opened(context.new_page())
     shown.page.route("**/*", shown.own_server_only)
     shown.page.on("pageerror", lambda error: shown.wrong.append(str(error)))
     shown.page.on("console", shown.listen)
     try:
-        shown.page.goto(lab.url(notebook))
-        # a cell run before the kernel is there would open a dialogue that asks for one
-        bar = shown.page.locator("#jp-main-statusbar")
-        expect(bar).to_contain_text(notebook, timeout=1000 * PATIENCE)
-        expect(bar).to_contain_text(re.compile(r"\(ipykernel\) \| Idle"), timeout=1000 * PATIENCE)
-        yield shown
-    except BaseException:
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        shown.page.screenshot(path=SCREENSHOTS / f"lab-{Path(notebook).stem}.png")
-        raise
+        with shown.pictured(Path(notebook).stem):
+            shown.page.goto(lab.url(notebook))
+            # a cell run before the kernel is there would open a dialogue that asks for one
+            bar = shown.page.locator("#jp-main-statusbar")
+            expect(bar).to_contain_text(notebook, timeout=1000 * PATIENCE)
+            ready = re.compile(r"\(ipykernel\) \| Idle")
+            expect(bar).to_contain_text(ready, timeout=1000 * PATIENCE)
+            yield shown
     finally:
         context.close()
         for session in lab.ask("GET", "/api/sessions"):
-            lab.ask("DELETE", f"/api/sessions/{session['id']}")
+            if session["path"] == notebook:
+                lab.ask("DELETE", f"/api/sessions/{session['id']}")
 
 
 @dataclass
@@ -160,28 +164,30 @@ def widget(shown: Opened, name: str) -> Widget:
 def test_the_picture_follows_the_knob(explorables: Opened, name: str) -> None:
     knob, key, value = MOVES[name]
     one = widget(explorables, name)
-    one.expect(view(name))
-    first = one.picture
-    handle = one.row(knob).locator(".noUi-handle")
-    handle.focus()
-    handle.press(key)
-    one.expect(view(name, **{knob: value}))
-    assert one.picture != first
-    one.box.get_by_role("button", name="Reset").click()
-    one.expect(view(name))
-    assert one.picture == first
+    with explorables.pictured(name):
+        one.expect(view(name))
+        first = one.picture
+        handle = one.row(knob).locator(".noUi-handle")
+        handle.focus()
+        handle.press(key)
+        one.expect(view(name, **{knob: value}))
+        assert one.picture != first
+        one.box.get_by_role("button", name="Reset").click()
+        one.expect(view(name))
+        assert one.picture == first
 
 
 def test_a_number_can_be_typed_and_an_extreme_one_is_answered(explorables: Opened) -> None:
     one = widget(explorables, "landscape")
-    readout = one.row("a").locator(".widget-readout")
-    readout.click()
-    readout.press("Control+a")
-    readout.press_sequentially("1")
-    readout.press("Enter")
     seen = view("landscape", a=1.0)
     assert seen.verdict.startswith("No equilibrium")
-    one.expect(seen)
+    with explorables.pictured("typed"):
+        readout = one.row("a").locator(".widget-readout")
+        readout.click()
+        readout.press("Control+a")
+        readout.press_sequentially("1")
+        readout.press("Enter")
+        one.expect(seen)
 
 
 def test_a_whole_chapter_runs(lab: Lab, browser: Browser) -> None:
