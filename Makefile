@@ -42,15 +42,18 @@ book: $(READY)
 test: export PYTHONPATH := $(CURDIR)/tests/declared$(if $(PYTHONPATH),:$(PYTHONPATH))
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env \
-		$(addprefix --ignore=,$(BROWSER_TESTS)) tests notebooks
+		$(addprefix --ignore=,$(BROWSER_TESTS)) --ignore tests/lab tests notebooks
 
-# the built site: files, links and anchors; then every page in a browser, with other hosts blocked
+# the built site: files, links and anchors; then every page in a browser, with other hosts blocked;
+# then JupyterLab in a browser
 test-site test-browser: export BOOK_SITE = required
 test-site: $(READY)
 	$(BIN)/python -m pytest -n 2 tests/site
+	$(BIN)/python -m pytest tests/lab
 
 test-browser: $(READY)
 	$(BIN)/python -m pytest -n 2 $(BROWSER_TESTS)
+	$(BIN)/python -m pytest tests/lab
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=.
