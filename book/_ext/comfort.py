@@ -15,10 +15,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import imagesize
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.osutil import relative_uri
 
+WIDE = 850  # pixels; most figures are 770 wide
 REPAIRS = [
     (
         re.compile(r'<div class="bd-sidebar-primary bd-sidebar([^"]*)">'),
@@ -52,6 +54,9 @@ def link_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             file = f"{app.builder.imagedir}/{app.env.images[image['uri']][1]}"
             link = nodes.reference("", "", internal=True, refuri=relative_uri(here, file))
             link["classes"].append("full-size")
+            width, _ = imagesize.get(Path(app.srcdir, image["uri"]))
+            if width > WIDE:
+                link["classes"].append("wide")
             image.replace_self(link)
             link += image
 

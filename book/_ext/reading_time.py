@@ -55,7 +55,7 @@ class Chapters(SphinxDirective):
                 cells = [f"{m} min" for m in stated] if stated else ["–", "–"]
                 rows.append([f"{number}. {{doc}}`/{name}`", *cells])
             yield from (f":::{{rubric}} {part.caption}", ":::", "")
-            yield from list_table(["Chapter", "Read", "Do"], rows)
+            yield from list_table(["Chapter", "Read", "Do"], rows, "minutes")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

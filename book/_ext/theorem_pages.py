@@ -97,7 +97,6 @@ class TheoremPage(Ledger):
         commands += [f"python -m deqlib {label} --drop {first}"] if first else []
         return [
             ":::{admonition} Statement",
-            ":class: important",
             theorem.statement,
             ":::",
             "",
@@ -112,8 +111,6 @@ class TheoremPage(Ledger):
             f"Status\n: {theorem.status}",
             "",
             f"Kind\n: {theorem.kind}: {KINDS[theorem.kind]}",
-            "",
-            f"Proof\n: {{prf:ref}}`{label}` in {{doc}}`{chapter}`",
             "",
             f"Checked\n: {{ref}}`on drawn instances, and without each hypothesis, in the ledger "
             f"<ledger-{label}>`",
