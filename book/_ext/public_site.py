@@ -15,12 +15,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from docutils import nodes
+from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = "og:description"
+CARD = (1200, 630)
 LONGEST = 300  # characters of a description; cards and search engines cut there or earlier
 SYMBOLS = {
     r"\top": "ᵀ", r"\star": "⋆", r"\mapsto": "↦", r"\nabla": "∇", r"\sqrt": "√", r"\le": "≤",
@@ -130,11 +132,23 @@ def head(app: Sphinx, name: str, template: str, context: dict[str, Any], _: Any)
         context["pageurl"] = None  # it stands at no address of its own
 
 
+def draw_card(cover: Path, card: Path) -> None:
+    """The cover on a white card of the size that shared links show."""
+    with Image.open(cover) as picture:
+        picture = picture.convert("RGBA")
+        picture.thumbnail((CARD[0], CARD[1]))
+        canvas = Image.new("RGB", CARD, "white")
+        corner = ((CARD[0] - picture.width) // 2, (CARD[1] - picture.height) // 2)
+        canvas.paste(picture, corner, picture)
+        canvas.save(card)
+
+
 def finish(app: Sphinx, exception: Exception | None) -> None:
     if exception is not None or app.builder.format != "html":
         return
     out, config = Path(app.outdir), app.config
     address, root = config.html_baseurl, config.root_doc
+    draw_card(out / "_static" / "cover.png", out / config.ogp_image)
     (out / "robots.txt").write_text(
         f"User-agent: *\nAllow: /\nSitemap: {address}sitemap.xml\n", encoding="utf-8"
     )

@@ -15,7 +15,7 @@ const WIDE = [
 
 function letKeyboardScroll() {
   for (const place of document.querySelectorAll(WIDE)) {
-    if (place.scrollWidth > place.clientWidth + 1) {
+    if (place.scrollWidth > place.clientWidth) {
       place.tabIndex = 0;
       if (!place.matches("p, pre")) {
         place.setAttribute("role", "group");
