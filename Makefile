@@ -9,6 +9,8 @@ READY  := $(VENV)/.ready
 SITE   := _build/html
 PORT   ?= 8000
 PEERS  := .venv-bench
+# the tests that need a browser
+BROWSER := $(wildcard tests/site/test_browser.py tests/site/test_explorables.py tests/lab)
 
 # the kernels of the notebooks come from .venv, whatever is installed elsewhere
 export JUPYTER_PREFER_ENV_PATH = 1
@@ -36,15 +38,16 @@ book: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env \
-		--ignore tests/site/test_browser.py tests notebooks
+		$(addprefix --ignore ,$(BROWSER)) tests notebooks
 
-# the built site: files, links and anchors; then every page in a browser, with other hosts blocked
+# the built site: its files, links and anchors; and every page in a browser with other hosts blocked,
+# in both widths and colour schemes, under axe-core (screenshots go to _build/screenshots)
 test-site test-browser: export BOOK_SITE = required
 test-site: $(READY)
-	$(BIN)/python -m pytest -n 2 tests/site
+	$(BIN)/python -m pytest -n 2 tests/site/test_site.py
 
 test-browser: $(READY)
-	$(BIN)/python -m pytest -n 2 tests/site/test_browser.py
+	$(BIN)/python -m pytest -n 2 $(BROWSER)
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=.
