@@ -167,9 +167,15 @@ class Statements(Domain):
             (node["realtype"], title, node["ids"][0])
             for node in document.findall(nodes.Element)
             if node.get("realtype") in STATEMENTS
-            for title in [clean_astext(node[0]).strip().removeprefix("(").removesuffix(")")]
-            if title
+            if (title := self.title(node))
         ]
+
+    @staticmethod
+    def title(node: nodes.Element) -> str:
+        """The words in the brackets of "Lemma 2.3 (Title)", up to a citation in them."""
+        title = clean_astext(node[0]).strip().removeprefix("(").removesuffix(")")
+        cites = next(node[0].findall(addnodes.pending_xref), None) is not None
+        return title.partition(" (")[0] if cites else title
 
     def clear_doc(self, docname: str) -> None:
         self.data["titled"].pop(docname, None)

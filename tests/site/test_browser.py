@@ -314,6 +314,7 @@ def test_a_chapter_prints_clean(site: Path, browser: Browser) -> None:
         page.emulate_media(media="print", color_scheme="dark")
         page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
         assert page.evaluate(shown, NOT_FOR_PAPER) == 0
+        assert page.evaluate(shown, "h1") == 1
         assert folds.evaluate_all("all => all.every(e => e.open)")
         assert page.evaluate("getComputedStyle(document.body).color") == "rgb(34, 40, 50)"
         assert page.evaluate(WIDER_THAN_SCREEN) <= 0
