@@ -69,7 +69,7 @@ def test_theorems_and_objects_are_the_same() -> None:
 
 def test_every_theorem_has_its_page_in_the_order_of_the_book() -> None:
     """A page is named by its label and holds one directive, which writes the rest."""
-    assert contents.THEOREM_PAGES == [f"book/theorems/{label}" for label in THEOREMS]
+    assert [f"book/theorems/{label}" for label in THEOREMS] == contents.THEOREM_PAGES
     for page in contents.THEOREM_PAGES:
         assert TEXTS[ROOT / f"{page}.md"] == ":::{theorem-page}\n:::\n", page
 

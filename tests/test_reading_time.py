@@ -2,8 +2,8 @@
 
 Reading: 230 words of prose a minute, a second and a half for a formula in a line, ten seconds for
 a displayed one, fifteen for a figure, and one for each line of code that is shown unfolded, up to
-the exercises. Doing: the sum of the exercises' own minutes. A reader's pace varies more than this model, so the
-two may differ by a factor of 3/2; a chapter that grows by half must state more.
+the exercises. Doing: the sum of the exercises' own minutes. A reader's pace varies more than this
+model, so the two may differ by a factor of 3/2; a chapter that grows by half must state more.
 """
 
 from __future__ import annotations

@@ -157,7 +157,10 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
         (out / f"{root}.html").read_text(encoding="utf-8"),
     )
     front = FRONT.format(
-        title=html.escape(config.html_title), root=root, address=address, tags="\n".join([*card, ""])
+        title=html.escape(config.html_title),
+        root=root,
+        address=address,
+        tags="\n".join([*card, ""]),
     )
     (out / "index.html").write_text(front, encoding="utf-8")
 

@@ -45,7 +45,7 @@ class Chapters(SphinxDirective):
 
     def lines(self) -> Iterator[str]:
         root, number = Path(self.env.srcdir), 0
-        for part in self.env.external_site_map.root.subtrees:
+        for part in self.config.external_site_map.root.subtrees:
             if not part.numbered:
                 continue
             rows = []

@@ -74,15 +74,15 @@ class TheoremPage(Ledger):
         section = nodes.section(ids=[name], names=[name])
         self.state.document.note_explicit_target(section)
         title, messages = self.state.inline_text(theorem.title, self.lineno)
-        section += [nodes.title(theorem.title, "", *title), *messages, self.entries(theorem, name)]
+        section += [nodes.title(theorem.title, "", *title), *messages, self.entries(theorem)]
         section += self.parsed(self.lines(theorem))
         return [section]
 
-    def entries(self, theorem: Theorem[Any], target: str) -> nodes.Node:
-        """What the index and the search know the page by."""
+    def entries(self, theorem: Theorem[Any]) -> nodes.Node:
+        """What the index and the search know the page by: the page itself, no place in it."""
         words = dict.fromkeys([theorem.title, theorem.label, theorem.label.replace("-", " ")])
         # a semicolon would split an entry in two
-        entries = [("single", w.replace(";", ","), target, "main", None) for w in words]
+        entries = [("single", w.replace(";", ","), "", "main", None) for w in words]
         return addnodes.index(entries=entries)
 
     def lines(self, theorem: Theorem[Any]) -> list[str]:
