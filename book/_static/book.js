@@ -32,14 +32,14 @@ window.addEventListener("load", async () => {
   if (window.MathJax?.startup) await MathJax.startup.promise;
   await document.fonts.ready;
   letKeyboardScroll();
+  // the text changes its size when the window or a sidebar does, and when something unfolds
   let waiting = 0;
   const later = () => {
     cancelAnimationFrame(waiting);
     waiting = requestAnimationFrame(letKeyboardScroll);
   };
-  window.addEventListener("resize", later);
-  document.addEventListener("toggle", later, true); // a fold opens
-  document.addEventListener("click", later); // a solution opens
+  const text = document.querySelector(".bd-article");
+  if (text) new ResizeObserver(later).observe(text);
 });
 
 // Print in light colours, with the proofs unfolded; then put back what was there.
