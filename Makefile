@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 SITE   := _build/html
 PORT   ?= 8000
 PEERS  := .venv-bench
-# these need a browser
+# the tests that need a browser; JupyterLab has a call of its own, since two browsers' drivers clash
 BROWSER_TESTS := $(addprefix tests/site/test_,browser.py slides.py equilibria.py explorables.py)
 
 # the kernels of the notebooks come from .venv, whatever is installed elsewhere
@@ -42,14 +42,13 @@ book: $(READY)
 test: export PYTHONPATH := $(CURDIR)/tests/declared$(if $(PYTHONPATH),:$(PYTHONPATH))
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env \
-		$(addprefix --ignore=,$(BROWSER_TESTS)) --ignore tests/lab tests notebooks
+		$(addprefix --ignore=,$(BROWSER_TESTS)) --ignore=tests/lab tests notebooks
 
-# the built site: files, links and anchors; then every page in a browser, with other hosts blocked;
-# then JupyterLab in a browser
+# the built site: its files, links and anchors; every page in a browser with other hosts blocked, in
+# both widths and colour schemes, under axe-core (screenshots go to _build/screenshots); JupyterLab
 test-site test-browser: export BOOK_SITE = required
 test-site: $(READY)
-	$(BIN)/python -m pytest -n 2 tests/site
-	$(BIN)/python -m pytest tests/lab
+	$(BIN)/python -m pytest -n 2 tests/site/test_site.py
 
 test-browser: $(READY)
 	$(BIN)/python -m pytest -n 2 $(BROWSER_TESTS)

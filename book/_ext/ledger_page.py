@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def list_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def list_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], name: str = "ledger"
+) -> list[str]:
     """A table as MyST lines; each cell is MyST too."""
-    lines = [":::{list-table}", ":header-rows: 1", ":class: ledger", ""]
+    lines = [":::{list-table}", ":header-rows: 1", f":class: {name}", ""]
     for row in [header, *rows]:
         lines += [f"* - {row[0]}", *(f"  - {cell}" for cell in row[1:])]
     return [*lines, ":::", ""]

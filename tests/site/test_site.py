@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -10,13 +11,14 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 from bs4 import BeautifulSoup, Tag
+from contents import CHAPTERS, PAGES, ROOT, THEOREM_PAGES, TOC
 
 from deqlib.theorems import FINDINGS, THEOREMS
 
-ROOT = Path(__file__).parents[2]
-TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-PAGES = [TOC["root"]] + [c["file"] for part in TOC["parts"] for c in part["chapters"]]
-CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+OWNER, NAME = urlsplit(CONFIG["repository"]["url"]).path.strip("/").split("/")
+ADDRESS = f"https://{OWNER}.github.io/{NAME}/"
+HEAVIEST = 2 * 2**20  # bytes
 LOADED = [
     ("script", "src"),
     ("img", "src"),
@@ -58,8 +60,127 @@ def test_page_is_built_and_not_empty(site: Path, page: str) -> None:
     assert len(article.get_text(" ", strip=True)) > 300
 
 
-def test_front_page_leads_to_the_book(site: Path) -> None:
-    assert f"{TOC['root']}.html" in (site / "index.html").read_text(encoding="utf-8")
+def test_front_page_leads_to_the_book_and_shows_its_card(site: Path) -> None:
+    front = soup(site / "index.html")
+    refresh = front.find("meta", attrs={"http-equiv": "refresh"})
+    assert isinstance(refresh, Tag)
+    assert refresh["content"] == f"0; url={TOC['root']}.html"
+    assert meta(front, "og:image") == f"{ADDRESS}_static/card.png"
+
+
+def meta(page: BeautifulSoup, name: str) -> str:
+    """The content of the one meta tag of this name."""
+    found = page.find_all("meta", attrs={"name": name}) + page.find_all(
+        "meta", attrs={"property": name}
+    )
+    assert len(found) == 1, (name, found)
+    return str(found[0]["content"])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_says_what_it_is(site: Path, page: str) -> None:
+    text = soup(site / f"{page}.html")
+    html, title = text.find("html"), text.find("title")
+    assert isinstance(html, Tag)
+    assert isinstance(title, Tag)
+    assert html["lang"] == "en"
+    assert title.get_text().endswith(CONFIG["title"])
+    canonical = text.find_all("link", rel="canonical")
+    assert [link["href"] for link in canonical] == [f"{ADDRESS}{page}.html"]
+    icons = text.find_all("link", rel="icon")
+    assert [(site / page).parent.joinpath(icon["href"]).resolve().is_file() for icon in icons] == [
+        True
+    ]
+    assert len(meta(text, "description")) >= 20
+    assert "\\" not in meta(text, "description")
+    assert meta(text, "og:description") == meta(text, "description")
+    assert meta(text, "og:url") == f"{ADDRESS}{page}.html"
+    assert meta(text, "og:title") in title.get_text()
+    assert len(meta(text, "og:image:alt")) >= 20
+    assert meta(text, "twitter:card") == "summary_large_image"
+    image = meta(text, "og:image")
+    assert image.startswith(ADDRESS)
+    assert (site / image.removeprefix(ADDRESS)).stat().st_size > 10_000
+
+
+def test_pages_have_titles_and_descriptions_of_their_own(site: Path) -> None:
+    pages = [soup(site / f"{page}.html") for page in PAGES]
+    for said in ([p.find("title") for p in pages], [meta(p, "description") for p in pages]):
+        assert len({str(one) for one in said}) == len(PAGES)
+
+
+def test_chapter_is_described_by_its_takeaway(site: Path) -> None:
+    said = meta(soup(site / "notebooks/06_conservation_law.html"), "description")
+    assert said.startswith("While a linear DEQ trains, the matrix (I-W)(I-W)ᵀ+UUᵀ does not change")
+
+
+def test_map_lists_every_page_once(site: Path) -> None:
+    places = re.findall(r"<loc>([^<]+)</loc>", (site / "sitemap.xml").read_text(encoding="utf-8"))
+    assert sorted(places) == sorted(f"{ADDRESS}{page}.html" for page in PAGES)
+    assert f"Sitemap: {ADDRESS}sitemap.xml" in (site / "robots.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_previous_and_next_follow_the_contents(site: Path, page: str) -> None:
+    here = PAGES.index(page)
+    for name, other in (("left-prev", here - 1), ("right-next", here + 1)):
+        link = soup(site / f"{page}.html").find("a", class_=name)
+        if not 0 <= other < len(PAGES):
+            assert link is None
+            continue
+        assert isinstance(link, Tag)
+        target = (site / page).parent.joinpath(link["href"]).resolve()
+        assert target == (site / f"{PAGES[other]}.html").resolve()
+
+
+def test_no_page_is_heavier_than_two_megabytes(site: Path) -> None:
+    """Its HTML and what only it loads: pictures. Scripts, styles and fonts are shared."""
+    for path in all_pages(site):
+        sources = {str(image["src"]) for image in soup(path).find_all("img", src=True)}
+        files = {path.parent.joinpath(unquote(s)).resolve() for s in sources if s[0] != "/"}
+        weight = path.stat().st_size + sum(file.stat().st_size for file in files if file.is_file())
+        assert weight <= HEAVIEST, (path.relative_to(site), weight)
+
+
+def test_landing_page_shows_the_minutes_of_every_chapter(site: Path) -> None:
+    rows = soup(site / f"{TOC['root']}.html").select("table.minutes tbody tr")
+    assert len(rows) == len(CHAPTERS)
+    for number, (row, chapter) in enumerate(zip(rows, CHAPTERS, strict=True), start=1):
+        cells = json.loads((ROOT / f"{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]
+        stated = re.findall(r"(\d+) min", "".join(cells[0]["source"]))
+        shown = [cell.get_text(strip=True) for cell in row.find_all("td")]
+        assert shown[1:] == [f"{minutes} min" for minutes in stated], chapter
+        link = row.find("a")
+        assert isinstance(link, Tag)
+        assert link["href"].endswith(f"{Path(chapter).name}.html")
+        first = row.find("ol")
+        assert isinstance(first, Tag)
+        assert int(first.get("start", 1)) == number
+
+
+@pytest.mark.parametrize("page", THEOREM_PAGES)
+def test_theorem_page_says_all_about_its_theorem(site: Path, page: str) -> None:
+    label = Path(page).name
+    theorem = THEOREMS[label]
+    article = soup(site / f"{page}.html").find("article")
+    assert isinstance(article, Tag)
+    text = article.get_text()
+    assert all(name in text for name in theorem.hypotheses)
+    assert f"python -m deqlib {label}" in text
+    assert f"{ADDRESS}{page}.html" in text
+    links = {str(link["href"]) for link in article.find_all("a", href=True)}
+    assert f"../../notebooks/{theorem.chapter}.html#{label}" in links
+    assert f"../ledger.html#ledger-{label}" in links
+    assert any(link.endswith(f"deqlib/theorems/{label.replace('-', '_')}.py") for link in links)
+
+
+@pytest.mark.parametrize("label", THEOREMS)
+def test_theorem_in_its_chapter_leads_to_its_page(site: Path, label: str) -> None:
+    box = soup(site / f"notebooks/{THEOREMS[label].chapter}.html").find(id=label)
+    assert isinstance(box, Tag)
+    link = box.find("a", class_="theorem-label")
+    assert isinstance(link, Tag)
+    assert link["href"] == f"../book/theorems/{label}.html"
 
 
 def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
@@ -94,6 +215,8 @@ def test_local_links_and_anchors_resolve(site: Path) -> None:
             if parts.scheme or parts.netloc or not (parts.path or parts.fragment):
                 continue
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if path.name == "404.html" and parts.path:  # it stands at every depth
+                target = site / unquote(parts.path).removeprefix(f"/{NAME}/")
             if not target.is_file():
                 broken.append(f"{path.relative_to(site)}: {address}")
                 continue
@@ -195,6 +318,14 @@ def test_figures_carry_captions_and_alternative_text(site: Path, page: str) -> N
 
 
 @pytest.mark.parametrize("page", CHAPTERS)
+def test_figures_lead_to_their_full_size(site: Path, page: str) -> None:
+    for image in soup(site / f"{page}.html").select("article .cell_output figure img"):
+        link = image.find_parent("a")
+        assert isinstance(link, Tag), image
+        assert link["href"] == image["src"]
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
 def test_chapter_can_be_downloaded(site: Path, page: str) -> None:
     source = (ROOT / f"{page}.ipynb").read_text(encoding="utf-8")
     assert (site / "_sources" / f"{page}.ipynb").read_text(encoding="utf-8") == source
@@ -212,7 +343,22 @@ def test_mathematics_is_drawn_by_the_site_itself(site: Path) -> None:
         assert script in str(soup(site / f"{page}.html")), page
 
 
-def test_search_knows_every_page(site: Path) -> None:
+def test_search_knows_every_page_and_every_statement(site: Path) -> None:
     index = (site / "searchindex.js").read_text(encoding="utf-8")
     for page in PAGES:
         assert f'"{page}"' in index, page
+    entries = json.loads(index.removeprefix("Search.setIndex(").removesuffix(")"))
+    named = {letters(found[4]) for kind in entries["objects"].values() for found in kind}
+    for page in CHAPTERS:
+        boxes = soup(site / f"{page}.html").select(".proof.proposition, .proof.lemma")
+        for box in boxes:
+            title = box.find(class_="admonition-title")
+            assert isinstance(title, Tag)
+            said = re.search(r"\((.+)\)", title.get_text(" ", strip=True))
+            if said and not title.find(class_="math"):
+                words = said.group(1).partition(" (")[0] if title.find("a") else said.group(1)
+                assert letters(words) in named, (page, words)
+
+
+def letters(text: str) -> str:
+    return re.sub(r"\W", "", text)
