@@ -120,7 +120,7 @@ def test_open_questions_are_references_that_exist() -> None:
             roles = re.findall(r"\{([\w:]+)\}`([^`]+)`", question)
             assert roles, question
             for kind, target in roles:
-                known = set(PAGES) if kind == "doc" else labels
+                known = set(contents.PAGES) if kind == "doc" else labels
                 assert target.lstrip("/") in known, (theorem.label, target)
 
 
