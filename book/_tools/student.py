@@ -92,6 +92,8 @@ def parts(text: str) -> Iterator[Part]:
             body.append(inner)
             if inner.rstrip() == opened[1]:
                 break
+            if inner.startswith(opened[1] + "{"):
+                raise MalformedError(f"{line!r} has no closing line {opened[1]} before {inner!r}")
         else:
             raise MalformedError(f"{line!r} has no closing line {opened[1]}")
         yield Part(opened[2], opened[3].strip(), "\n".join(body))
