@@ -1,6 +1,7 @@
 # Everything runs in .venv, which each target makes by itself when it is missing or out of date.
 #   make book   build the site            make test    run all tests
 #   make serve  show it in a browser      make lab     work in JupyterLab
+#   make student  write the chapters without solutions
 #   make bench  time deqlib beside its peers, which go into .venv-bench
 PYTHON ?= python3
 VENV   ?= .venv
@@ -18,7 +19,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION = 1
 # small tensors gain nothing from a second thread and lose much when processes share the cores
 book test refresh bench: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup book test test-site test-browser lab serve refresh bench lint clean
+.PHONY: help setup book test test-site test-browser lab serve refresh student bench lint clean
 
 help:
 	@sed -n 's/^# *\(make .*\)/\1/p' Makefile
@@ -65,6 +66,10 @@ serve: $(READY)
 # run the notebooks and store their outputs; NOTEBOOKS="notebooks/02_solving.ipynb" for some of them
 refresh: $(READY)
 	$(BIN)/python book/_tools/refresh.py $(NOTEBOOKS)
+
+# the chapters without their solutions, into _build/student
+student: $(READY)
+	$(BIN)/python book/_tools/student.py
 
 # an environment of their own: nothing of the book needs the peers. BENCH="--only flows" for a part,
 # BENCH=--book to renew the tables and the plot of the book's appendix

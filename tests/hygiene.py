@@ -2,6 +2,7 @@
 
 nbval compares outputs only where outputs are stored, so a notebook that was saved without them
 would pass with nothing checked. These rules close that hole and keep the chapters in one form.
+The form of the exercises is that of the student edition: book/_tools/student.py has its rules.
 """
 
 from __future__ import annotations
@@ -9,8 +10,13 @@ from __future__ import annotations
 import ast
 import json
 import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "book" / "_tools"))
+import student
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -54,6 +60,7 @@ def complaints(text: str) -> list[str]:
     return [
         *whole(notebook, text),
         *execution([cell for cell in cells if cell["cell_type"] == "code"]),
+        *student.faults(notebook),
         *(f"cell {cell.get('id')}: {said}" for cell in cells for said in one_cell(cell)),
     ]
 
