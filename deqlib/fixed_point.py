@@ -120,7 +120,7 @@ class Picard:
         _positive("damping", self.damping)
 
     def start(self, f: Map, z: Tensor) -> Step:
-        return lambda z, g, r: z + self.damping * g
+        return lambda z, g, r: torch.add(z, g, alpha=self.damping, out=g)
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def solve(
 
     Raises TypeError or ValueError for wrong input, NotConvergedError as `throw` says.
     """
-    method = _method(method)
+    method = checked_method(method)
     tol, atol = _tolerances(z0, tol, atol, state_ndim)
     _count("max_iter", max_iter)
     batch = z0.shape[: z0.ndim - state_ndim]
@@ -308,26 +308,21 @@ def solve(
             all_active = all_active and bool(active.all())
 
         for k in range(max_iter if B else 0):
-            size = vector_norm(z, dim=1)
-            fz = flat(z)
-            g = fz - z
+            g = flat(z) - z
             r = vector_norm(g, dim=1)
-            # A NaN fails both comparisons, and an infinite size the first.
-            goes_on = (r > tol * size + atol) & (r <= limit)
+            size = vector_norm(z, dim=1)
+            enough = atol + tol * size
             better = r < residual
-            if k > 0 and bool((goes_on if all_active else goes_on | ~active).all()):
-                # No sample ends here, as in most steps: only the best points are to be kept.
-                if not all_active:
-                    better &= active
-                if better.all():
-                    best, residual = z, r
-                else:
-                    best = torch.where(better[:, None], z, best)
-                    residual = torch.where(better, r, residual)
+            # As most steps go: every sample is better than ever and not yet done. Then nothing ends,
+            # for a residual below that of an earlier step is finite and below the limit.
+            usual = better & (r > enough)
+            if k > 0 and bool((usual if all_active else usual | ~active).all()):
+                best = z  # where a sample has finished, z is its best point
+                residual = r if all_active else torch.where(active, r, residual)
             else:
                 if not size.isfinite().all():
                     settle(~z.isfinite().all(dim=1), Status.STALLED, k)
-                done = (r <= tol * size + atol) & size.isfinite()
+                done = (r <= enough) & size.isfinite()
                 keep = active & (done | better)
                 best, residual = torch.where(keep[:, None], z, best), torch.where(keep, r, residual)
                 settle(done, Status.CONVERGED, k + 1)
@@ -335,7 +330,7 @@ def solve(
                     limit = (limit + GROWTH * r).clamp(max=torch.finfo(z.dtype).max)
                 within = (r <= limit) & size.isfinite()  # then f(z) is finite too
                 if (k == 0 or not method.descends) and not (within | ~active).all():
-                    settle(~fz.isfinite().all(dim=1), Status.NOT_FINITE, k + 1)
+                    settle(~g.isfinite().all(dim=1), Status.NOT_FINITE, k + 1)
                     settle(~within, Status.DIVERGED, k + 1)
                 if not active.any():
                     break
@@ -354,13 +349,16 @@ def solve(
 # ---------------------------------------------------------------------------- refusing wrong input
 
 
-def _method(method: str | Method) -> Method:
+def checked_method(method: str | Method, argument: str = "method") -> Method:
+    """The method of that name, or the method itself; ``argument`` is what an error calls it."""
     if isinstance(method, str):
         if method not in METHODS:
-            raise ValueError(f"method is {method!r}; it must be one of {sorted(METHODS)}")
+            raise ValueError(f"{argument} is {method!r}; it must be one of {sorted(METHODS)}")
         return METHODS[method]()
     if not callable(getattr(method, "start", None)):
-        raise TypeError(f"method is {method!r}; it must be a name or a Picard, Anderson or Newton")
+        raise TypeError(
+            f"{argument} is {method!r}; it must be a name or a Picard, Anderson or Newton"
+        )
     return method
 
 
