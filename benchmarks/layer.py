@@ -86,11 +86,12 @@ def finish(z: Tensor, W: Tensor, x: Tensor, c: Tensor) -> Result:
     return z.detach(), W.grad, x.grad
 
 
-def with_deqlib(p: Problem, tol: float, method: str) -> Result:
+def with_deqlib(p: Problem, tol: float, method: str, adjoint: str | None = None) -> Result:
     W, x = leaves(p)
     z0 = torch.zeros_like(x)
     f = lambda z: torch.tanh(z @ W.T + x)  # noqa: E731
-    return finish(equilibrium(f, z0, method=method, tol=tol, max_iter=MAX_ITER).z, W, x, p.c)
+    found = equilibrium(f, z0, method=method, tol=tol, max_iter=MAX_ITER, adjoint=adjoint)
+    return finish(found.z, W, x, p.c)
 
 
 def unrolled(p: Problem, tol: float) -> Result:
@@ -239,6 +240,7 @@ def contenders(p: Problem) -> list[Contender]:
     found = errors(p, reference(p))
     ways: list[tuple[str, str, str, Callable[..., Result], tuple]] = [
         ("deqlib, Picard", "deqlib", "torch", with_deqlib, ("picard",)),
+        ("deqlib, Picard twice", "deqlib", "torch", with_deqlib, ("picard", "picard")),
         ("deqlib, Anderson", "deqlib", "torch", with_deqlib, ("anderson",)),
         ("unrolled autograd", "peer", "torch", unrolled, ()),
         ("torchdeq, Picard", "peer", "torchdeq", with_torchdeq, ("fixed_point_iter",)),

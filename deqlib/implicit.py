@@ -490,30 +490,36 @@ def _bicgstab(
     best, residual = torch.zeros_like(b), vector_norm(b, dim=1)
     done = accepted(residual, best)
     status = torch.where(done, Status.CONVERGED, Status.MAX_ITER)
-    iterations, active = torch.zeros_like(status), ~done
+    active = ~done
+    iterations = torch.zeros_like(status)  # of finished samples; before that, true residuals formed
+    asked = products = 0
     r = torch.where(active[:, None], b, 0)  # 0 in a finished sample, and so are p, v, s and t
-    u, shadow, p, rho, least = best, r, r, _dot(r, r), eps * residual
+    u, shadow, p, rho, least = best.clone(), r, r.clone(), _dot(r, r), eps * residual
     running = bool(active.any())
     while running:
         v = A(p)
         alpha = _ratio(rho, _dot(shadow, v))
-        s = r - alpha * v
+        s = torch.addcmul(r, alpha, v, value=-1)
         t = A(s)
         omega = _ratio(_dot(t, s), _dot(t, t))
-        u = torch.addcmul(u, alpha, p).addcmul_(omega, s)
-        r = s - omega * t
+        u.addcmul_(alpha, p).addcmul_(omega, s)
+        r = torch.addcmul(s, omega, t, value=-1)
         rho, rho_old = _dot(shadow, r), rho
-        ahead = alpha * omega
-        p = torch.addcmul(r, _ratio(rho, rho_old) * _ratio(alpha, omega), p - omega * v)
-        iterations += 2 * active
+        beta = _ratio(rho, rho_old) * _ratio(alpha, omega)
+        p.addcmul_(omega, v, value=-1).mul_(beta).add_(r)
+        products += 2
 
         size = vector_norm(r, dim=1)
-        healthy = (rho.abs()[:, 0] > least * size) & (ahead[:, 0] != 0) & p.sum(dim=1).isfinite()
-        last = iterations + 3 > max_iter
-        ask = active & (accepted(size, u) | ~healthy | last)
+        healthy = (rho.abs() > (least * size)[:, None]) & (beta != 0) & beta.isfinite()
+        ask = active & (accepted(size, u) | ~healthy[:, 0])
+        last = torch.zeros_like(active)
+        if products + asked + 3 > max_iter:
+            last = active & (products + iterations + 3 > max_iter)
+            ask |= last
         if ask.any():
             true = b - A(torch.where(ask[:, None], u, 0))
             size = vector_norm(true, dim=1)
+            asked += 1
             iterations += ask.to(iterations.dtype)
             done = ask & accepted(size, u)
             gained = ask & (size < 0.9 * residual)
@@ -521,7 +527,9 @@ def _bicgstab(
             best, residual = torch.where(keep[:, None], u, best), torch.where(keep, size, residual)
             status = torch.where(done, Status.CONVERGED, status)
             status = torch.where(ask & ~done & ~gained & ~last, Status.STALLED, status)
-            active = active & ~done & ~(ask & ~gained) & ~last
+            ends = done | (ask & ~gained) | last
+            iterations += products * ends
+            active = active & ~ends
             again, on = (ask & active)[:, None], active[:, None]
             r = torch.where(again, true, torch.where(on, r, 0))
             p = torch.where(again, true, torch.where(on, p, 0))
