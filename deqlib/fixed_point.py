@@ -96,9 +96,16 @@ def default_tol(dtype: torch.dtype) -> float:
 
 
 class Method(Protocol):
-    """A rule for the next point. `descends`: a bad trial point is the method's own to repair."""
+    """A rule for the next point.
+
+    descends  whether a bad trial point is the method's own to repair
+    every     a step moves on by so many evaluations of f, the one at its start included
+    """
 
     descends: ClassVar[bool]
+
+    @property
+    def every(self) -> int: ...
 
     def start(self, f: Map, z: Tensor) -> Step:
         """Begin at z (samples, n); f maps (samples, n) to itself. Returns the step with memory."""
@@ -111,16 +118,29 @@ class Picard:
     in modulus, a start close enough converges.
 
     damping  β > 0; 1 is the plain iteration z ← f(z).
+    every    `solve` judges every so many-th point, at least 1. Judging costs about as much as an f of
+             few small operations: there 4 saves a third of the time, at the price of up to three
+             evaluations too many.
     """
 
     damping: float = 1.0
+    every: int = 1
     descends: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _positive("damping", self.damping)
+        _count("every", self.every)
 
     def start(self, f: Map, z: Tensor) -> Step:
-        return lambda z, g, r: torch.add(z, g, alpha=self.damping, out=g)
+        def step(z: Tensor, g: Tensor, r: Tensor) -> Tensor:
+            first = z = torch.add(z, g, alpha=self.damping, out=g)
+            for _ in range(self.every - 1):
+                z = torch.lerp(z, f(z), self.damping)
+            if z is not first and not z.isfinite().all():  # then it is judged before it gets there
+                z = torch.where(z.isfinite().all(dim=1, keepdim=True), z, first)
+            return z
+
+        return step
 
 
 @dataclass(frozen=True)
@@ -149,6 +169,7 @@ class Anderson:
     ridge: float | None = None
     damping: float = 1.0
     descends: ClassVar[bool] = False
+    every: ClassVar[int] = 1
     TRUST: ClassVar[float] = 1e6
 
     def __post_init__(self) -> None:
@@ -196,6 +217,7 @@ class Newton:
     """
 
     descends: ClassVar[bool] = True
+    every: ClassVar[int] = 1
 
     def start(self, f: Map, z: Tensor) -> Step:
         base, s, r_base = z, torch.zeros_like(z), z.new_full(z.shape[:1], inf)
@@ -307,7 +329,7 @@ def solve(
             active = active & ~which
             all_active = all_active and bool(active.all())
 
-        for k in range(max_iter if B else 0):
+        for k in range(0, max_iter if B else 0, method.every):  # k evaluations came before
             g = flat(z) - z
             r = vector_norm(g, dim=1)
             size = vector_norm(z, dim=1)
@@ -334,10 +356,10 @@ def solve(
                     settle(~within, Status.DIVERGED, k + 1)
                 if not active.any():
                     break
+            if k + method.every >= max_iter:
+                iterations = torch.where(active, k + 1, iterations)
+                break
             z = step(z, g, r) if all_active else torch.where(active[:, None], step(z, g, r), best)
-        else:
-            settle(~z.isfinite().all(dim=1), Status.STALLED, max_iter)
-        iterations = torch.where(active, max_iter, iterations)
 
     per_sample = (a.reshape(batch) for a in (residual, iterations, status))
     result = FixedPoint(best.reshape(z0.shape), *per_sample)
