@@ -100,7 +100,7 @@ def groups(only: Sequence[str], small: bool, repeats: int) -> list[Group]:
             done.append(group)
     if "training" in only:
         for p, d in ((3, 4),) if small else training.SIZES:
-            steps = 10 if small or p >= 500 else 100
+            steps = 10 if small else 50 if p >= 500 else 100
             name = f"training, {steps} steps, p = {p}, d = {d}"
             group = Group(
                 "training", name, training.contenders(p, d, steps), [], {}, WHY["training"]

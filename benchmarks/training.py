@@ -68,7 +68,7 @@ def contenders(p: int, d: int, steps: int) -> list[Contender]:
             start,
             eta,
             steps,
-            grad=lambda theta: linear.gradient(theta, S, A),
+            loss_and_grad=lambda theta: linear.loss_and_gradient(theta, S, A),
             record_every=steps,
             progress=False,
         ).end

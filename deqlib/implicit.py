@@ -203,8 +203,8 @@ class _Watched:
     """f, which notes at its first call what `_tensors_used` finds."""
 
     def __init__(self, f: Map) -> None:
-        self.f, self.used, self.called = f, (), False
-        self.used: tuple[Tensor, ...]
+        self.f, self.called = f, False
+        self.used: tuple[Tensor, ...] = ()
 
     def __call__(self, z: Tensor) -> Tensor:
         if self.called:
