@@ -118,9 +118,9 @@ class Picard:
     in modulus, a start close enough converges.
 
     damping  β > 0; 1 is the plain iteration z ← f(z).
-    every    `solve` judges every so many-th point, at least 1. Judging costs about as much as an f of
-             few small operations: there 4 saves a third of the time, at the price of up to three
-             evaluations too many.
+    every    `solve` judges every so many-th point only, at least 1. Where f is a few operations on
+             small tensors, judging costs as much as f, and 4 saves much of it at the price of up to
+             three evaluations too many.
     """
 
     damping: float = 1.0
@@ -335,8 +335,8 @@ def solve(
             size = vector_norm(z, dim=1)
             enough = atol + tol * size
             better = r < residual
-            # As most steps go: every sample is better than ever and not yet done. Then nothing ends,
-            # for a residual below that of an earlier step is finite and below the limit.
+            # As most steps go: every sample is better than ever and not yet done. Then nothing
+            # ends, for a residual below an earlier one is finite and below the limit.
             usual = better & (r > enough)
             if k > 0 and bool((usual if all_active else usual | ~active).all()):
                 best = z  # where a sample has finished, z is its best point

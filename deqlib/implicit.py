@@ -18,7 +18,9 @@ order.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,7 +99,8 @@ def equilibrium(
     Parameters of modules, leaves and intermediate results that f closes over are found by watching
     f as it runs; nothing has to be listed. z0 receives no gradient: an equilibrium does not
     remember where the search for it began. f is evaluated once more at the end, under autograd, and
-    the graph of that one evaluation is kept for the backward pass.
+    the graph of that one evaluation is kept for the backward pass. An f compiled by torch.compile
+    is compiled in the forward solve; the backward pass uses it as it was written.
 
     f, z0, method, tol, atol, max_iter, state_ndim  as in `fixed_point.solve`
     adjoint_max_iter  most products with Jᵀ in one solve of (I − Jᵀ) u = g
@@ -182,6 +185,13 @@ class _Swap(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _eagerly() -> AbstractContextManager:
+    """While active, a compiled f runs as it was written, where the modes above see its tensors."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):  # torch >= 2.6
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
+
+
 def _tensors_used(f: Map, z: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """f(z), and the tensors with a gradient that f hands to torch functions on the way.
 
@@ -194,7 +204,7 @@ def _tensors_used(f: Map, z: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             used[id(t)] = t  # also keeps t alive, so that its id stays its own
         return t
 
-    with torch.no_grad(), _Swap(note):
+    with torch.no_grad(), _eagerly(), _Swap(note):
         fz = f(z)
     return note(fz).detach(), tuple(used.values())
 
@@ -270,7 +280,7 @@ class _Problem:
                 return t.masked_fill(hide, 0) if hide.any() else t
             return t
 
-        with _Swap(swap):
+        with _eagerly(), _Swap(swap):
             fz = self.f(z)
         return swap(fz)
 
@@ -300,9 +310,7 @@ class _Problem:
                 "ones; its gradient cannot be trusted, so remove the bad samples first"
             )
 
-    def solve(
-        self, graph: Graph, g: Tensor, transposed: bool
-    ) -> Tensor:
+    def solve(self, graph: Graph, g: Tensor, transposed: bool) -> Tensor:
         """u with (I − Jᵀ) u = g, or (I − J) u = g; appends its report."""
         z, c, fz = graph
         batch = self.bad.shape

@@ -159,7 +159,10 @@ def gradient_from(theta: LinearDEQ, G: Tensor) -> LinearDEQ:
 
 def gradient(theta: LinearDEQ, S: Tensor, A: Tensor) -> LinearDEQ:
     """Gradient of `loss`: q = P⁻ᵀ (F − A) S and (q Fᵀ, q) (theorem `linear-gradient`)."""
-    return loss_and_gradient(theta, S, A)[1]
+    _check_problem(theta, S, A)
+    factors = _Factors.of(theta)
+    F = factors.equilibrium(theta.U)
+    return factors.pull_back(F, (F - A) @ S)
 
 
 def loss_and_gradient(theta: LinearDEQ, S: Tensor, A: Tensor) -> tuple[Tensor, LinearDEQ]:
