@@ -181,27 +181,33 @@ class Anderson:
     def start(self, f: Map, z: Tensor) -> Step:
         m, beta = self.memory, self.damping
         ridge = default_tol(z.dtype) if self.ridge is None else self.ridge
-        dZ = z.new_zeros(z.shape[0], m, z.shape[1])  # rows are the differences; a zero row is free
-        dG = torch.zeros_like(dZ)
+        dG = z.new_zeros(z.shape[0], m, z.shape[1])  # rows are the differences; a zero row is free
+        dP = torch.zeros_like(dG)  # those of the Picard steps z + β g, ΔZ + β ΔG
+        gram = z.new_zeros(z.shape[0], m, m)  # ΔG ΔGᵀ, a row and a column of which change in a step
         eye = ridge * torch.eye(m, dtype=z.dtype, device=z.device)
-        k, z_old, g_old, r_old = 0, z, z, vector_norm(z, dim=1)
+        k, p_old, g_old, r_old = 0, z, z, vector_norm(z, dim=1)
 
         def step(z: Tensor, g: Tensor, r: Tensor) -> Tensor:
-            nonlocal k, z_old, g_old, r_old
+            nonlocal k, p_old, g_old, r_old
+            p = torch.add(z, g, alpha=beta)
             if k > 0:
-                dZ[:, k % m], dG[:, k % m] = z - z_old, g - g_old
+                i = (k - 1) % m
+                torch.sub(p, p_old, out=dP[:, i])
+                torch.sub(g, g_old, out=dG[:, i])
                 wild = r > 10 * r_old
-                dZ[wild], dG[wild] = 0, 0
-            k, z_old, g_old, r_old = k + 1, z, g, r
-            length = vector_norm(dG, dim=2, keepdim=True)
-            free = torch.diag_embed((length[..., 0] == 0).to(z.dtype))  # its γ is 0, whatever
-            length = torch.where(length > 0, length, 1)
-            Q = dG / length
-            L, info = torch.linalg.cholesky_ex(Q @ Q.mT + free + eye)
-            gamma = torch.cholesky_solve(Q @ g[..., None], L) / length
-            jump = beta * g - ((dZ + beta * dG).mT @ gamma)[..., 0]
-            sound = (info == 0) & (vector_norm(jump, dim=1) <= self.TRUST * r)  # NaN is not sound
-            return z + torch.where(sound[:, None], jump, beta * g)
+                if wild.any():
+                    dP[wild], dG[wild], gram[wild] = 0, 0, 0
+                gram[:, i] = gram[:, :, i] = (dG @ dG[:, i, :, None])[..., 0]
+            k, p_old, g_old, r_old = k + 1, p, g, r
+            length = gram.diagonal(dim1=1, dim2=2).sqrt()
+            free = length == 0  # its γ is 0, whatever
+            length = torch.where(free, 1, length)[..., None]
+            Q = gram / length / length.mT + torch.diag_embed(free.to(z.dtype)) + eye
+            L, info = torch.linalg.cholesky_ex(Q)
+            gamma = torch.cholesky_solve(dG @ g[..., None] / length, L) / length
+            to = torch.baddbmm(p[:, None], gamma.mT, dP, alpha=-1)[:, 0]
+            sound = (info == 0) & (vector_norm(to - z, dim=1) <= self.TRUST * r)  # NaN is not
+            return torch.where(sound[:, None], to, p)
 
         return step
 
