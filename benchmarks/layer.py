@@ -26,6 +26,7 @@ RATES = (0.5, 0.95)
 TARGET = (1e-6, 1e-6)
 """Largest relative residual of a sample; relative error of the gradients in W and in x."""
 MAX_ITER = 1000
+LOOPED = 20
 
 Result = tuple[Tensor, Tensor, Tensor]
 
@@ -244,7 +245,10 @@ def compiled_f() -> Callable:
     import jax
     import jax.numpy as jnp
 
-    f = jax.jit(lambda W, x, z: jnp.tanh(z @ W.T + x))
+    def loop(W: Any, x: Any, z: Any) -> Any:
+        return jax.lax.fori_loop(0, LOOPED, lambda _, z: jnp.tanh(z @ W.T + x), z)
+
+    f = jax.jit(loop)
     return lambda W, x, z: jax.block_until_ready(f(W, x, z))
 
 
@@ -282,7 +286,7 @@ def contenders(p: Problem) -> list[Contender]:
 
 
 def one_evaluation(p: Problem) -> list[Contender]:
-    """tanh(z Wᵀ + x) once, in torch and compiled: how much of a difference is the kernels'."""
+    """tanh(z Wᵀ + x) once, called in torch and in a compiled loop: what the kernels make of it."""
     z = p.c
     once = [
         Contender("one f in torch", lambda _: torch.tanh(z @ p.W.T + p.x), role="reference", tol=0)
@@ -295,7 +299,7 @@ def one_evaluation(p: Problem) -> list[Contender]:
         return compiled_f()(*held)
 
     if find_spec("jax"):
-        once.append(Contender("one f in XLA", in_xla, role="reference", tol=0))
+        once.append(Contender("one f in XLA", in_xla, role="reference", tol=0, scale=1 / LOOPED))
     return once
 
 
@@ -314,8 +318,5 @@ def why(p: Problem, contenders: list[Contender]) -> str:
         said[0] += f" and {kernels / time[peer.name]:.2f} times all of the peer's"
     if "one f in XLA" in time:
         share = time["one f in XLA"] / time["one f in torch"]
-        if share < 0.7:
-            said.append(f"one f in XLA takes {share:.2f} of torch's time")
-        else:
-            said.append("XLA makes no calls inside its loop, of which one f is mostly made here")
+        said.append(f"one f in a compiled loop takes {share:.2f} of its time in torch")
     return "; ".join(said)
