@@ -111,7 +111,7 @@ def groups(only: Sequence[str], small: bool, repeats: int) -> list[Group]:
         count, looped = (4, 2) if small else (1000, 20)
         everyone = flows.contenders(count, looped)
         group = Group("flows", f"{count} gradient flows", everyone, [], {}, WHY["flows"])
-        done.append(run(group, flows.TARGET, 3e-7, max(2, repeats // 2)))
+        done.append(run(group, flows.TARGET, 1e-6, max(2, repeats // 2)))
     if "levers" in only:
         done += levers_pulled(small, repeats)
     return done
@@ -132,7 +132,7 @@ def levers_pulled(small: bool, repeats: int) -> list[Group]:
         done.append(run(group, training.TARGET, 0, repeats))
     count = 4 if small else 1000
     group = Group("levers", f"{count} gradient flows", levers.of_flows(count), [], {}, "")
-    done.append(run(group, flows.TARGET, 3e-7, max(2, repeats // 2)))
+    done.append(run(group, flows.TARGET, 1e-6, max(2, repeats // 2)))
     return done
 
 

@@ -133,7 +133,7 @@ class Picard:
 
     def start(self, f: Map, z: Tensor) -> Step:
         def step(z: Tensor, g: Tensor, r: Tensor) -> Tensor:
-            first = z = torch.add(z, g, alpha=self.damping, out=g)
+            first = z = g.mul_(self.damping).add_(z)
             for _ in range(self.every - 1):
                 z = torch.lerp(z, f(z), self.damping)
             if z is not first and not z.isfinite().all():  # then it is judged before it gets there

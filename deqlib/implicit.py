@@ -98,9 +98,9 @@ def equilibrium(
 
     Parameters of modules, leaves and intermediate results that f closes over are found by watching
     f as it runs; nothing has to be listed. z0 receives no gradient: an equilibrium does not
-    remember where the search for it began. f is evaluated once more at the end, under autograd, and
-    the graph of that one evaluation is kept for the backward pass. An f compiled by torch.compile
-    is compiled in the forward solve; the backward pass uses it as it was written.
+    remember where the search for it began. f is evaluated once more at the end, to see that its
+    gradient can be had, and once in the backward pass. An f compiled by torch.compile is compiled
+    in the forward solve; the backward pass uses it as it was written.
 
     f, z0, method, tol, atol, max_iter, state_ndim  as in `fixed_point.solve`
     adjoint_max_iter  most products with Jᵀ in one solve of (I − Jᵀ) u = g
@@ -156,9 +156,11 @@ def equilibrium(
         throw=throw,
         reports=result.adjoint,
     )
-    if problem.unseen() is not None:  # f uses other tensors at the equilibrium than at z0
+    fz, hidden = problem.examined()
+    if hidden is not None:  # f uses other tensors at the equilibrium than at z0
         problem = replace(problem, used=_tensors_used(f, forward.z)[1])
-    problem.check()
+        fz, hidden = problem.examined()
+    problem.check(fz, hidden)
     if not problem.used:
         return result
     # As views: where f is part of another equilibrium's f, its modes see view_as and not apply.
@@ -255,13 +257,6 @@ class _Problem:
     direct: bool
     throw: bool
     reports: list[LinearSolve]
-    graph: list[Graph] = field(init=False, repr=False)  # at the equilibrium, until it is used
-
-    def __post_init__(self) -> None:
-        with torch.enable_grad():
-            z = self.forward.z.detach().requires_grad_()
-            c = [t.detach().requires_grad_() for t in self.used]
-            object.__setattr__(self, "graph", [(z, c, self.at(z, c))])
 
     def at(self, z: Tensor, c: Sequence[Tensor]) -> Tensor:
         """f(z) with the tensors c in place of those it uses: a pure function of z and c.
@@ -284,18 +279,20 @@ class _Problem:
             fz = self.f(z)
         return swap(fz)
 
-    def unseen(self) -> Tensor | None:
-        """A leaf that f(z) depends on and that is neither z nor among the tensors used."""
-        ((z, c, fz),) = self.graph
+    def examined(self) -> tuple[Tensor, Tensor | None]:
+        """f(z) at the equilibrium, and a leaf it depends on besides z and the c, if any."""
+        with torch.enable_grad():
+            z = self.forward.z.detach().requires_grad_()
+            c = [t.detach().requires_grad_() for t in self.used]
+            fz = self.at(z, c)
         known = {id(t) for t in (z, *c)}
-        return next((leaf for leaf in _leaves(fz) if id(leaf) not in known), None)
+        return fz.detach(), next((leaf for leaf in _leaves(fz) if id(leaf) not in known), None)
 
-    def check(self) -> None:
+    def check(self, fz: Tensor, hidden: Tensor | None) -> None:
         """Refuse an f whose gradient would come out wrong without a word."""
-        leaf = self.unseen()
-        if leaf is not None:
+        if hidden is not None:
             raise RuntimeError(
-                f"f uses a tensor of shape {tuple(leaf.shape)} that requires a gradient in a "
+                f"f uses a tensor of shape {tuple(hidden.shape)} that requires a gradient in a "
                 "way that torch does not show (an autograd.Function of its own, a compiled "
                 "module, a leaf made inside f); hand it over as w.view_as(w)"
             )
@@ -303,8 +300,8 @@ class _Problem:
         if good.all():
             return
         with torch.no_grad():
-            fz = self.f(self.forward.z)
-        if not torch.allclose(self.graph[0][2][good], fz[good], rtol=1e-3, atol=1e-5):
+            as_it_is = self.f(self.forward.z)
+        if not torch.allclose(fz[good], as_it_is[good], rtol=1e-3, atol=1e-5):
             raise RuntimeError(
                 "f gives good samples other values once NaN and infinity are hidden from the bad "
                 "ones; its gradient cannot be trusted, so remove the bad samples first"
@@ -407,8 +404,6 @@ def _graph(problem: _Problem, z: Tensor, c: Sequence[Tensor]) -> Graph:
 
     A gradient with respect to an alias is partial: it does not see that z depends on c.
     """
-    if problem.graph and not torch.is_grad_enabled():
-        return problem.graph.pop()  # of tensors cut off from z and c: for first derivatives
     with torch.enable_grad():
         z, c = z.view_as(z), [t.view_as(t) for t in c]
         return z, c, problem.at(z, c)

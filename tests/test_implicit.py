@@ -249,18 +249,14 @@ def test_a_compiled_f_has_the_gradient_of_the_f_that_was_compiled():
     torch.testing.assert_close(*gradients)
 
 
-def test_f_is_evaluated_once_more_than_the_solve_and_not_in_a_first_backward_pass():
+def test_f_is_evaluated_once_more_than_the_solve_and_once_in_a_backward_pass():
     W, U, x, z0 = contraction(5)
     calls = []
     f = lambda z: (calls.append(1), torch.tanh(z @ W.T + x @ U.T))[1]  # noqa: E731
     e = equilibrium(f, z0, direct_below=KRYLOV)
     assert len(calls) == int(e.forward.iterations.max()) + 1
-    e.z.sum().backward(retain_graph=True)
-    assert len(calls) == int(e.forward.iterations.max()) + 1
-    once = W.grad.clone()
-    e.z.sum().backward()  # a second pass makes its graph anew
+    e.z.sum().backward()
     assert len(calls) == int(e.forward.iterations.max()) + 2
-    torch.testing.assert_close(W.grad, 2 * once)
 
 
 def test_f_may_return_a_tensor_it_closes_over():

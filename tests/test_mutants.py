@@ -141,12 +141,12 @@ MUTANTS = {
     ),
     # fixed_point.py --------------------------------------------------------------------------
     "Picard: steps away from f(z)": (
-        "picard-rate", fixed_point, "torch.add(z, g, alpha=self.damping, out=g)",
-        "torch.add(z, g, alpha=-self.damping, out=g)",
+        "picard-rate", fixed_point, "g.mul_(self.damping).add_(z)",
+        "g.mul_(-self.damping).add_(z)",
     ),
     "Picard: damping ignored": (
-        "picard-rate", fixed_point, "torch.add(z, g, alpha=self.damping, out=g)",
-        "torch.add(z, g, out=g)",
+        "picard-rate", fixed_point, "g.mul_(self.damping).add_(z)",
+        "g.add_(z)",
     ),
     "solve: reports a residual that is not that of the returned point": (
         "picard-rate", fixed_point, "torch.where(keep, r, residual)",
