@@ -8,7 +8,7 @@ this machine (torch.compile asks for a C++ compiler) is left out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -25,8 +25,18 @@ PLAIN = "as it comes"
 # ---------------------------------------------------------------------------- the implicit layer
 
 
-def with_compiled_f(p: Problem, f: Callable[..., Tensor], tol: float) -> Result:
+@cache
+def compiled(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(f)  # not before it is used: only to import the compiler takes seconds
+
+
+def tanh_layer(z: Tensor, W: Tensor, x: Tensor) -> Tensor:
+    return torch.tanh(z @ W.T + x)
+
+
+def with_compiled_f(p: Problem, tol: float) -> Result:
     W, x = layer.leaves(p)
+    f = compiled(tanh_layer)
     return layer.finish(layer.solved(lambda z: f(z, W, x), p, tol, "deqlib, Picard").z, W, x, p.c)
 
 
@@ -63,7 +73,6 @@ def of_the_layer(p: Problem) -> list[Contender]:
     found = layer.errors(p, layer.reference(p))
     step = 1e-3 * torch.randn(p.W.shape, generator=torch.Generator().manual_seed(2)).double()
     before = layer.reference(p._replace(W=p.W * (1 + step)))[0]
-    compiled = torch.compile(lambda z, W, x: torch.tanh(z @ W.T + x))
     ways = {
         PLAIN: lambda tol: layer.with_deqlib(p, tol, "deqlib, Picard"),
         "judged every 4th evaluation": lambda tol: layer.with_deqlib(
@@ -71,7 +80,7 @@ def of_the_layer(p: Problem) -> list[Contender]:
         ),
         "adjoint iterated too": lambda tol: layer.with_deqlib(p, tol, "deqlib, Picard twice"),
         "both": lambda tol: layer.with_deqlib(p, tol, "deqlib, Picard twice, every 4"),
-        "f compiled by torch": partial(with_compiled_f, p, compiled),
+        "f compiled by torch": partial(with_compiled_f, p),
         "problems last in memory": partial(problem_last, p),
         "started from float32": partial(from_float32, p),
         "started from before a small change of W": partial(warm, p, before),
@@ -116,7 +125,9 @@ def of_flows(count: int) -> list[Contender]:
     S_last, A_last = (t.movedim(0, -1).contiguous() for t in (S, A))
     shapes = [t.shape for t in start]
 
-    def with_gradient(rule: Callable[..., Tensor], tol: float) -> Tensor:
+    def with_gradient(prepared: Callable[..., Callable], tol: float) -> Tensor:
+        rule = prepared(written_out)
+
         def grad(theta: LinearDEQ) -> LinearDEQ:
             y = flows.joined(theta).T.contiguous()
             W, U = rule(y, S_last, A_last).T.split([4, len(y) - 4], dim=1)
@@ -126,10 +137,10 @@ def of_flows(count: int) -> list[Contender]:
 
     return [
         Contender(PLAIN, lambda tol: flows.with_deqlib(start, S, A, tol), errors),
-        Contender("problems last, P⁻¹ written out", partial(with_gradient, written_out), errors),
+        Contender("problems last, P⁻¹ written out", partial(with_gradient, lambda f: f), errors),
         Contender(
             "the same, compiled by torch",
-            partial(with_gradient, torch.compile(written_out)),
+            partial(with_gradient, compiled),
             errors,
         ),
     ]
