@@ -209,7 +209,9 @@ def test_fit_reports_what_has_not_converged():
 
 
 @pytest.mark.parametrize(
-    "link", [activations.tanh, activations.softplus, activations.leaky_relu(0.2)], ids=str
+    "link",
+    [activations.tanh, activations.softplus, activations.leaky_relu(0.2)],
+    ids=lambda link: link.name,
 )
 def test_curvature_is_the_derivative_of_the_gradient(link):
     _, problem = problems(13, 3, link)
