@@ -14,6 +14,7 @@ SOURCES = (
     "_toc.yml",
     "book/*.*",
     "book/_ext/*.py",
+    "book/_tools/student.py",
     "book/_static/*",
     "notebooks/*.ipynb",
     "deqlib/**/*.py",
