@@ -30,7 +30,7 @@ import nbformat
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-EVERY_CHAPTER = False  # True: the rules hold for all; False: for chapters with tagged cells only
+EVERY_CHAPTER = True  # True: the rules hold for all; False: for chapters with tagged cells only
 BEGIN, END = "# BEGIN SOLUTION", "# END SOLUTION"
 STUB = 'raise NotImplementedError("{label}: replace this line by your code")'
 RESULTS = "book/results/*.csv"  # measured by hours of runs; two chapters read them
@@ -43,7 +43,7 @@ This is chapter *{chapter}* of *The Equilibrium Book* without the solutions. Whe
 check below it. A check that ends without an error accepts your answer; an `AssertionError` says
 what is wrong. *Run all* goes to the end whatever is missing.
 
-Everything imports the book's library: `pip install myst-nb git+{repository}`. The solutions are in
+Everything imports the book's library: `pip install "deqlib[notebooks] @ git+{repository}"`. The solutions are in
 the book.
 :::"""
 
@@ -53,7 +53,7 @@ README = """\
 The chapters without their solutions: exercises, hints, stubs to fill in, and checks that say what
 is wrong. Python 3.10 to 3.13 is needed. In this folder:
 
-    pip install jupyterlab jupyterlab-myst myst-nb git+{repository}
+    pip install jupyterlab jupyterlab-myst "deqlib[notebooks] @ git+{repository}"
     jupyter lab notebooks
 
 Text: CC BY 4.0. Code: BSD 3-Clause. Solutions: in the book, {repository}

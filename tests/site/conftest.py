@@ -18,6 +18,7 @@ SOURCES = (
     "_toc.yml",
     "book/*.*",
     "book/_ext/*.py",
+    "book/_tools/student.py",
     "book/_static/*",
     "notebooks/*.ipynb",
     "course/*.ipynb",

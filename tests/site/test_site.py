@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -333,6 +334,40 @@ def test_chapter_can_be_downloaded(site: Path, page: str) -> None:
     assert f"_sources/{page}.ipynb" in text
     assert "mybinder.org" in text
     assert "colab.research.google.com" in text
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_hints_and_solutions_are_folded(site: Path, page: str) -> None:
+    article = soup(site / f"{page}.html").select_one("article")
+    assert isinstance(article, Tag)
+    exercises = article.select("div.exercise")
+    solutions = article.select("div.solution")
+    assert len(exercises) == len(solutions) >= 3
+    assert all("dropdown" in solution["class"] for solution in solutions)
+    for fold in article.select("details.sd-dropdown"):
+        assert not fold.has_attr("open"), fold.get_text()[:80]
+    hints = [
+        fold for fold in article.select("details.sd-dropdown > summary")
+        if fold.get_text(" ", strip=True) == "Hint"
+    ]  # fmt: skip
+    if article.select(".tag_check"):
+        assert len(hints) == len(exercises)
+
+
+def test_student_edition_can_be_downloaded(site: Path) -> None:
+    link = soup(site / "book" / "how_to_use.html").find("a", attrs={"download": True})
+    assert isinstance(link, Tag)
+    with zipfile.ZipFile(site / "book" / link["href"]) as archive:
+        names = archive.namelist()
+        assert archive.testzip() is None
+        texts = {name: archive.read(name).decode() for name in names}
+    chapters = [f"student-edition/{page}.ipynb" for page in CHAPTERS]
+    assert [name for name in names if name.endswith(".ipynb")] == chapters
+    for name in chapters:
+        assert "Student edition" in texts[name]
+        assert "{exercise}" in texts[name]
+        assert "{solution" not in texts[name]
+        assert "BEGIN SOLUTION" not in texts[name]
 
 
 def test_mathematics_is_drawn_by_the_site_itself(site: Path) -> None:
