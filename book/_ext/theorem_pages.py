@@ -92,7 +92,7 @@ class TheoremPage(Ledger):
         hypotheses = [
             [f"*{name}*", h.statement, part[h.necessary]] for name, h in theorem.hypotheses.items()
         ]
-        first = next(iter(theorem.drop), None)
+        first = next((n for n in theorem.drop if theorem.hypotheses[n].necessary), None)
         commands = [f"python -m deqlib {label} --draws 1000"]
         commands += [f"python -m deqlib {label} --drop {first}"] if first else []
         return [

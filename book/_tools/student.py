@@ -30,7 +30,6 @@ import nbformat
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-EVERY_CHAPTER = True  # True: the rules hold for all; False: for chapters with tagged cells only
 BEGIN, END = "# BEGIN SOLUTION", "# END SOLUTION"
 STUB = 'raise NotImplementedError("{label}: replace this line by your code")'
 RESULTS = "book/results/*.csv"  # measured by hours of runs; two chapters read them
@@ -43,8 +42,8 @@ This is chapter *{chapter}* of *The Equilibrium Book* without the solutions. Whe
 check below it. A check that ends without an error accepts your answer; an `AssertionError` says
 what is wrong. *Run all* goes to the end whatever is missing.
 
-Everything imports the book's library: `pip install "deqlib[notebooks] @ git+{repository}"`. The solutions are in
-the book.
+Everything imports the book's library: `pip install "deqlib[notebooks] @ git+{repository}"`. The
+solutions are in the book.
 :::"""
 
 README = """\
@@ -117,11 +116,6 @@ def is_hint(part: Part) -> bool:
     return part.kind == "dropdown" and part.argument == "Hint"
 
 
-def converted(notebook: Notebook) -> bool:
-    """Whether the chapter's exercises have the form that the edition needs."""
-    return any({"solution", "check"} & set(tags(cell)) for cell in notebook["cells"])
-
-
 # -- stubs -------------------------------------------------------------------------------------
 
 
@@ -158,12 +152,10 @@ def stub(code: str, exercise: str) -> str:
 
 def faults(notebook: Notebook) -> list[str]:
     """Sentences that name what keeps the chapter from having a student edition."""
-    if EVERY_CHAPTER or converted(notebook):
-        return list(all_faults(notebook))
-    return []
+    return list(find_faults(notebook))
 
 
-def all_faults(notebook: Notebook) -> Iterator[str]:
+def find_faults(notebook: Notebook) -> Iterator[str]:
     inside, answers, unchecked, code = "", 0, "", 0
     for cell in notebook["cells"]:
         here = f"cell {cell.get('id')}"
@@ -279,8 +271,6 @@ def edition(notebook: Notebook, chapter: str, repository: str) -> Notebook:
             continue
         if "solution" in tags(cell):
             cell["source"], answered = stub(source(cell), exercise), True
-        if not converted(notebook):  # its solutions are whole cells
-            continue
         if answered:  # raises until the student has an answer, and must not stop "Run all"
             cell["outputs"], cell["execution_count"] = [], None
             cell["metadata"]["tags"] = [*tags(cell), "raises-exception"]
