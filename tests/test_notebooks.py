@@ -35,6 +35,22 @@ def code_cell(name: str, count: int, source: str, *outputs: Any, **metadata: Any
     }
 
 
+EXERCISE = """:::{exercise} Two
+:label: ex-00-1
+
+Return two.
+:::
+
+:::{dropdown} Hint
+One and one.
+:::
+
+:::{solution-start} ex-00-1
+:::"""
+ANSWER = "def two():\n    # BEGIN SOLUTION\n    return 2\n    # END SOLUTION"
+END = ":::{solution-end}\n:::"
+
+
 def clean_notebook() -> Notebook:
     """The smallest chapter that no rule objects to."""
     picture = {
@@ -64,6 +80,10 @@ def clean_notebook() -> Notebook:
                 tags=["nbval-ignore-output"],
                 nbval_ignore_reason="a slider needs a kernel",
             ),
+            {"cell_type": "markdown", "id": "exercise", "metadata": {}, "source": EXERCISE},
+            code_cell("answer", 5, ANSWER, tags=["solution"]),
+            code_cell("asked", 6, 'assert two() == 2, f"not {two()}"', tags=["check"]),
+            {"cell_type": "markdown", "id": "end", "metadata": {}, "source": END},
         ],
     }
 
@@ -77,7 +97,7 @@ def test_the_clean_notebook_is_clean() -> None:
 
 
 def clear_outputs(notebook: Notebook) -> None:
-    for one in notebook["cells"][1:]:
+    for one in notebook["cells"][1:5]:
         one["outputs"], one["execution_count"] = [], None
 
 
@@ -168,7 +188,8 @@ def use_magic(notebook: Notebook) -> None:
 
 
 def assert_nothing(notebook: Notebook) -> None:
-    cell(notebook, "check")["source"] = "1 + 1"
+    for name in ("check", "asked"):
+        cell(notebook, name)["source"] = "1 + 1"
 
 
 def add_title(notebook: Notebook) -> None:

@@ -1,18 +1,21 @@
 """Notebook kernels that see only what a reader's machine is promised to have.
 
 `make test` puts this folder on PYTHONPATH, so Python reads this file when it starts. In a kernel
-it refuses to import any package that `deqlib[notebooks]` does not bring: Binder, Colab and a
-reader who installs only that have nothing else. In every other process it does nothing.
+it hides every package that `deqlib[notebooks]` does not bring, as if it were not installed:
+Binder, Colab and a reader who installs only that have nothing else. In every other process it
+does nothing. "No module named …" for a package that is installed means: declare it in
+pyproject.toml, under `notebooks`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 
 if any("ipykernel_launcher" in word for word in sys.orig_argv):
-    from importlib.abc import MetaPathFinder
+    from collections.abc import Iterable
+    from importlib.machinery import ModuleSpec, PathFinder
+    from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+    from typing import Any
 
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
@@ -35,20 +38,18 @@ if any("ipykernel_launcher" in word for word in sys.orig_argv):
                 waiting += [n for n in needs if not n.marker or n.marker.evaluate({"extra": extra})]
         return {name for name, _ in found}
 
-    class Declared(MetaPathFinder):
-        """Knows no module; refuses those of a distribution that was not asked for."""
+    ALLOWED = installed(["deqlib[notebooks]", "ipykernel"])
+    HIDDEN = {
+        module
+        for module, owners in packages_distributions().items()
+        if not {canonicalize_name(owner) for owner in owners} & ALLOWED
+    }
 
-        def __init__(self) -> None:
-            self.allowed = installed(["deqlib[notebooks]", "ipykernel"])
-            self.owners = packages_distributions()
+    class Declared(PathFinder):
+        """Finds what Python finds, without the hidden modules."""
 
-        def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
-            owners = {canonicalize_name(d) for d in self.owners.get(fullname, ())}
-            if owners and not owners & self.allowed:
-                raise ModuleNotFoundError(
-                    f"{fullname} belongs to {', '.join(sorted(owners))}, which "
-                    f"deqlib[notebooks] does not install (see pyproject.toml)",
-                    name=fullname,
-                )
+        @classmethod
+        def find_spec(cls, fullname: str, *where: Any) -> ModuleSpec | None:
+            return None if fullname in HIDDEN else super().find_spec(fullname, *where)
 
-    sys.meta_path.insert(0, Declared())
+    sys.meta_path[sys.meta_path.index(PathFinder)] = Declared
