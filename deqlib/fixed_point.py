@@ -318,14 +318,29 @@ def solve(
         _same_kind(fv, z0)
         return fv.reshape(B, n)
 
+    found = iterate(flat, z0.detach().reshape(B, n), method, lambda n: atol + tol * n, max_iter)
+    per_sample = (a.reshape(batch) for a in (found.residual, found.iterations, found.status))
+    result = FixedPoint(found.z.reshape(z0.shape), *per_sample)
+    if throw and not result.converged.all():
+        raise NotConvergedError(f"solve with {method}, tol={tol:.3g}, max_iter={max_iter}", result)
+    return result
+
+
+def iterate(
+    f: Map, z: Tensor, method: Method, bound: Callable[[Tensor], Tensor], max_iter: int
+) -> FixedPoint:
+    """The loop of `solve`, from z (samples, n): f maps this shape to itself.
+
+    A sample has converged where its residual is at most bound(‖z‖), one number a sample.
+    """
     with torch.no_grad():
-        z = best = z0.detach().reshape(B, n)
-        residual = z.new_full((B,), inf)  # of best
-        status = torch.full((B,), Status.MAX_ITER, device=z.device)
+        best = z
+        residual = z.new_full(z.shape[:1], inf)  # of best
+        status = torch.full(z.shape[:1], Status.MAX_ITER, device=z.device)
         iterations = torch.zeros_like(status)  # of the finished samples, until the loop is over
         active, all_active = torch.ones_like(status, dtype=torch.bool), True
         limit = GROWTH * (1 + vector_norm(z, dim=1))
-        step = method.start(flat, z)
+        step = method.start(f, z)
 
         def settle(which: Tensor, verdict: Status, evaluations: int) -> None:
             nonlocal status, active, all_active, iterations
@@ -335,11 +350,11 @@ def solve(
             active = active & ~which
             all_active = all_active and bool(active.all())
 
-        for k in range(0, max_iter if B else 0, method.every):  # k evaluations came before
-            g = flat(z) - z
+        for k in range(0, max_iter if len(z) else 0, method.every):  # k evaluations came before
+            g = f(z) - z
             r = vector_norm(g, dim=1)
             size = vector_norm(z, dim=1)
-            enough = atol + tol * size
+            enough = bound(size)
             better = r < residual
             # As most steps go: every sample is better than ever and not yet done. Then nothing
             # ends, for a residual below an earlier one is finite and below the limit.
@@ -366,12 +381,7 @@ def solve(
                 iterations = torch.where(active, k + 1, iterations)
                 break
             z = step(z, g, r) if all_active else torch.where(active[:, None], step(z, g, r), best)
-
-    per_sample = (a.reshape(batch) for a in (residual, iterations, status))
-    result = FixedPoint(best.reshape(z0.shape), *per_sample)
-    if throw and not result.converged.all():
-        raise NotConvergedError(f"solve with {method}, tol={tol:.3g}, max_iter={max_iter}", result)
-    return result
+    return FixedPoint(best, residual, iterations, status)
 
 
 # ---------------------------------------------------------------------------- refusing wrong input

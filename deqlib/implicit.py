@@ -38,6 +38,7 @@ from deqlib.fixed_point import (
     Status,
     checked_method,
     default_tol,
+    iterate,
     jacobian,
     solve,
 )
@@ -321,8 +322,11 @@ class _Problem:
 
         most = self.tol**0.5 * vector_norm(b, dim=1)
 
+        def bound(size: Tensor) -> Tensor:
+            return torch.minimum(self.tol * size, most)
+
         def accepted(residual: Tensor, u: Tensor) -> Tensor:
-            return residual <= torch.minimum(self.tol * vector_norm(u, dim=1), most)
+            return residual <= bound(vector_norm(u, dim=1))
 
         if self.method is None and self.direct:
             J = jacobian(lambda z: self.at(z, c), z, state_ndim=z.ndim - len(batch))
@@ -348,20 +352,10 @@ class _Problem:
                     lambda v: v - J_times(v), b, accepted, self.max_iter
                 )
             else:
-                found = solve(
-                    lambda v: b + J_times(v),
-                    b,
-                    method=self.method,
-                    tol=self.tol,
-                    atol=0.0,
-                    max_iter=self.max_iter,
-                    throw=False,
-                )
+                found = iterate(lambda v: b + J_times(v), b, self.method, bound, self.max_iter)
                 u, residual, iterations, status = (
                     found.z, found.residual, found.iterations, found.status
                 )  # fmt: skip
-                huge = found.converged & ~accepted(residual, u)
-                status = torch.where(huge, Status.STALLED, status)
 
         failed = torch.where(self.bad, self.forward.status, Status.NOT_FINITE).reshape(B)
         norm = vector_norm(g.reshape(B, n), dim=1).nan_to_num(nan=torch.inf)

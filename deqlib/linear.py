@@ -90,10 +90,10 @@ def equilibrium_map(theta: LinearDEQ) -> Tensor:
         raise _singular(error) from error
 
 
-def _singular(error: Exception) -> ValueError:
+def _singular(why: Exception) -> ValueError:
     return ValueError(
         "W has the eigenvalue 1, so I − W is singular and z = W z + U x has no unique "
-        f"equilibrium ({error})"
+        f"equilibrium ({why})"
     )
 
 
@@ -107,7 +107,9 @@ class _Factors(NamedTuple):
     def of(cls, theta: LinearDEQ) -> _Factors:
         try:
             return cls(*torch.linalg.lu_factor(resolvent_inverse(theta)))
-        except torch.linalg.LinAlgError as error:
+        except RuntimeError as error:  # torch has no class for it: U[i,i] is zero
+            if "is zero" not in str(error):
+                raise
             raise _singular(error) from error
 
     def equilibrium(self, U: Tensor) -> Tensor:

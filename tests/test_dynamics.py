@@ -405,6 +405,44 @@ def test_a_descent_that_overflows_is_frozen_and_the_others_go_on() -> None:
     assert torch.equal(error.value.trajectory.loss, run.loss)
 
 
+def test_a_rule_sees_the_gradient_at_the_frozen_point() -> None:
+    seen: list[Tensor] = []
+
+    def rule(state: Any) -> float:
+        assert torch.equal(state.grad[0], state.theta[0].pow(3))
+        seen.append(state.grad[0])
+        return 1.0
+
+    start = torch.tensor([10.0, 0.1], dtype=F64)
+    run = gradient_descent(
+        lambda th: th[0].pow(4) / 4, (start,), rule, 20, batch_ndim=1, throw=False
+    )
+    assert run.outcome.tolist() == [Outcome.NOT_FINITE, Outcome.FINISHED]
+    assert bool(torch.stack(seen).isfinite().all())
+
+
+def test_loss_and_gradient_in_one_call_are_the_same_descent_at_fewer_calls() -> None:
+    H, start = quadratics(3, 4, 3)
+    calls = {"loss": 0, "both": 0}
+
+    def loss(theta: tuple[Tensor, ...]) -> Tensor:
+        calls["loss"] += 1
+        return quadratic_loss(H)(theta)
+
+    def both(theta: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        calls["both"] += 1
+        return quadratic_loss(H)(theta), ((H @ theta[0][..., None])[..., 0],)
+
+    apart = gradient_descent(
+        quadratic_loss(H), (start,), 0.05, 10, grad=lambda th: both(th)[1], batch_ndim=1
+    )
+    calls["both"] = 0
+    together = gradient_descent(loss, (start,), 0.05, 10, loss_and_grad=both, batch_ndim=1)
+    assert torch.equal(together.theta[0], apart.theta[0])
+    assert torch.equal(together.loss, apart.loss)
+    assert calls == {"loss": 1, "both": 10}  # the last point needs no gradient
+
+
 def test_a_run_ends_early_when_all_have_stopped() -> None:
     start = torch.tensor([10.0, 20.0], dtype=F64)
     run = gradient_descent(
@@ -513,6 +551,12 @@ def test_a_wrong_argument_of_the_flow_is_refused(options: Any, sentence: str) ->
         ({"loss": lambda th: th[0]}, r"loss returned shape \(2,\)"),
         ({"loss": lambda th: th[0].sum() * torch.inf}, "loss that is not finite"),
         ({"grad": lambda th: (th[0][None],)}, r"grad returned shapes \[\(1, 2\)\]"),
+        (
+            {"loss_and_grad": lambda th: (square(th), (th[0][None],))},
+            r"loss_and_grad returned shapes \[\(1, 2\)\]",
+        ),
+        ({"loss_and_grad": lambda th: (th[0], th)}, r"loss_and_grad returned shape \(2,\)"),
+        ({"grad": lambda th: th, "loss_and_grad": lambda th: (square(th), th)}, "both given"),
     ],
 )
 def test_a_wrong_argument_of_the_descent_is_refused(options: Any, sentence: str) -> None:

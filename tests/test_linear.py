@@ -306,6 +306,28 @@ def test_wrong_input_is_refused_in_words(call, error, sentence) -> None:
         call()
 
 
+@property_test
+@given(seed=seeds, p=sizes, d=sizes, batch=st.sampled_from([(), (3,), (2, 2)]))
+def test_loss_and_gradient_are_the_loss_and_the_gradient(
+    seed: int, p: int, d: int, batch: tuple[int, ...]
+) -> None:
+    theta, S, A = problem(seed, p, d, batch)
+    value, slope = linear.loss_and_gradient(theta, S, A)
+    accuracy = {"rtol": tolerance(theta), "atol": tolerance(theta)}
+    torch.testing.assert_close(value, linear.loss(theta, S, A), **accuracy)
+    assert value.shape == batch
+    exact = linear.gradient(theta, S, A)
+    assert torch.equal(slope.W, exact.W)
+    assert torch.equal(slope.U, exact.U)
+
+
+def test_the_gradient_of_a_singular_problem_is_refused() -> None:
+    S, A = torch.eye(GOOD.U.shape[-1], dtype=torch.float64), torch.zeros_like(GOOD.U)
+    for function in (linear.gradient, linear.loss_and_gradient):
+        with pytest.raises(ValueError, match="eigenvalue 1"):
+            function(LinearDEQ(I2, GOOD.U), S, A)
+
+
 def test_one_singular_problem_of_a_batch_is_refused() -> None:
     W = torch.stack([0.5 * I2, I2, 0.2 * I2])
     with pytest.raises(ValueError, match="Batch element 1"):
