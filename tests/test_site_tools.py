@@ -26,6 +26,7 @@ def load(path: str) -> ModuleType:
 
 
 notebook_cache = load("book/_ext/notebook_cache.py")
+public_site = load("book/_ext/public_site.py")
 refresh = load("book/_tools/refresh.py")
 
 
@@ -139,3 +140,24 @@ def test_refresh_refuses_errors_and_stderr(
     assert refresh.main() == 1
     assert path.read_text() == before
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", ["", "/", ".git"])
+def test_public_address_follows_from_the_repository(end: str) -> None:
+    address = public_site.public_address(f"https://github.com/owner/name{end}")
+    assert address == "https://owner.github.io/name/"
+
+
+@pytest.mark.parametrize("url", ["https://github.com/owner", "https://example.org/owner/name"])
+def test_no_public_address_is_guessed(url: str) -> None:
+    with pytest.raises(ValueError, match=r"repository\.url is .*; it must be"):
+        public_site.public_address(url)
+
+
+def test_descriptions_are_plain_and_short() -> None:
+    assert public_site.plain_mathematics(r"(I-W)(I-W)^\top+UU^\top") == "(I-W)(I-W)ᵀ+UUᵀ"
+    assert public_site.plain_mathematics(r"\theta^*+\lambda_{\min}(S)") == "θ*+λ_min(S)"
+    assert public_site.shortened("One sentence. Another.") == "One sentence. Another."
+    first = "word " * 40 + "end."
+    assert public_site.shortened(f"{first} " + "more " * 40) == first
+    assert len(public_site.shortened("word " * 100)) <= public_site.LONGEST + 2

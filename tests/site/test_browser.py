@@ -141,6 +141,7 @@ def test_first_load_on_a_phone(site: Path, browser: Browser, scheme: str) -> Non
         ("conservation law", "book/theorems/conservation-law"),
         ("flow-rate", "book/theorems/flow-rate"),
         ("Picard", "book/theorems/picard-rate"),
+        ("adjoint", "book/theorems/positive-adjoint"),
         ("every step size", "book/theorems/any-step"),
         ("the fold", "notebooks/14_outside_the_ball"),
         ("equilibrium", None),
@@ -172,7 +173,9 @@ def test_keyboard_skips_to_the_text_and_sees_where_it_is(site: Path, browser: Br
         watched.open((site / f"{CHAPTERS[0]}.html").as_uri())
         page.keyboard.press("Tab")
         assert focused(page, "e.getAttribute('href')") == "#main-content"
-        assert page.locator("#pst-skip-link").bounding_box()["y"] >= 0  # type: ignore[index]
+        page.wait_for_function(  # it slides in
+            "document.activeElement.getBoundingClientRect().top >= 0", timeout=PATIENCE / 10
+        )
         page.keyboard.press("Enter")
         page.keyboard.press("Tab")
         assert focused(page, "e.closest('main') !== null")
