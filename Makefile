@@ -10,6 +10,8 @@ READY  := $(VENV)/.ready
 SITE   := _build/html
 PORT   ?= 8000
 PEERS  := .venv-bench
+# the tests that need a browser; JupyterLab has a call of its own, since two browsers' drivers clash
+BROWSER_TESTS := $(addprefix tests/site/test_,browser.py slides.py equilibria.py explorables.py)
 
 # the kernels of the notebooks come from .venv, whatever is installed elsewhere
 export JUPYTER_PREFER_ENV_PATH = 1
@@ -17,7 +19,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION = 1
 # small tensors gain nothing from a second thread and lose much when processes share the cores
 book test refresh bench: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help book test test-site test-browser lab serve refresh student bench lint clean
+.PHONY: help setup book test test-site test-browser lab serve refresh student bench lint clean
 
 help:
 	@sed -n 's/^# *\(make .*\)/\1/p' Makefile
@@ -29,23 +31,29 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
+setup: $(READY)
+
 # a half-removed older build can hide a failure, so only the notebooks' stored runs are kept
 book: $(READY)
 	rm -rf $(SITE) _build/.doctrees
 	$(BIN)/jupyter-book build . -W -n --keep-going
 	@echo "open $(SITE)/index.html, or run make serve"
 
+# the notebooks' kernels see only the packages that a reader is promised, see the file in that folder
+test: export PYTHONPATH := $(CURDIR)/tests/declared$(if $(PYTHONPATH),:$(PYTHONPATH))
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env \
-		--ignore tests/site/test_browser.py tests notebooks
+		$(addprefix --ignore=,$(BROWSER_TESTS)) --ignore=tests/lab tests notebooks
 
-# the built site: files, links and anchors; then every page in a browser, with other hosts blocked
+# the built site: its files, links and anchors; every page in a browser with other hosts blocked, in
+# both widths and colour schemes, under axe-core (screenshots go to _build/screenshots); JupyterLab
 test-site test-browser: export BOOK_SITE = required
 test-site: $(READY)
-	$(BIN)/python -m pytest -n 2 tests/site
+	$(BIN)/python -m pytest -n 2 tests/site/test_site.py
 
 test-browser: $(READY)
-	$(BIN)/python -m pytest -n 2 tests/site/test_browser.py
+	$(BIN)/python -m pytest -n 2 $(BROWSER_TESTS)
+	$(BIN)/python -m pytest tests/lab
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=.

@@ -7,7 +7,8 @@ scaled up to all of them.
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -36,31 +37,41 @@ def joined(theta: LinearDEQ) -> Tensor:
     return torch.cat([theta.W.flatten(1), theta.U.flatten(1)], dim=1)
 
 
+def with_deqlib(
+    start: LinearDEQ,
+    S: Tensor,
+    A: Tensor,
+    tol: float,
+    grad: Callable[[LinearDEQ], LinearDEQ] | None = None,
+) -> Tensor:
+    end = gradient_flow(
+        lambda theta: linear.loss(theta, S, A),
+        start,
+        T_END,
+        grad=grad or (lambda theta: linear.gradient(theta, S, A)),
+        times=torch.tensor([T_END], dtype=torch.float64),
+        rtol=tol,
+        atol=tol,
+        batch_ndim=1,
+        dense=False,
+        progress=False,
+    ).end
+    return joined(end)
+
+
+def distance(exact: Tensor) -> Callable[[Tensor], tuple[float]]:
+    return lambda end: (float(((end - exact).norm(dim=1) / exact.norm(dim=1)).max()),)
+
+
 def contenders(count: int, looped: int) -> list[Contender]:
     start, S, A = problems(count)
     p, d = start.U.shape[-2:]
-
-    def flow(tol: float) -> Tensor:
-        end = gradient_flow(
-            lambda theta: linear.loss(theta, S, A),
-            start,
-            T_END,
-            grad=lambda theta: linear.gradient(theta, S, A),
-            times=torch.tensor([T_END], dtype=torch.float64),
-            rtol=tol,
-            atol=tol,
-            batch_ndim=1,
-            dense=False,
-            progress=False,
-        ).end
-        return joined(end)
-
+    flow = partial(with_deqlib, start, S, A)
     exact = flow(1e-12)
     some = torch.randperm(count, generator=torch.Generator().manual_seed(1))[:looped]
 
     def errors(end: Tensor) -> tuple[float]:
-        true = exact if len(end) == count else exact[some]
-        return (float(((end - true).norm(dim=1) / true.norm(dim=1)).max()),)
+        return distance(exact if len(end) == count else exact[some])(end)
 
     y0, Sn, An = joined(start).numpy(), S.numpy(), A.numpy()
 

@@ -72,7 +72,7 @@ def details(groups: Sequence[Group], table: str) -> list[list[str]]:
 def summary(groups: Sequence[Group]) -> list[list[str]]:
     """A line for each problem: deqlib's fastest way beside the fastest peer."""
     rows = [["problem", "deqlib, CPU ms", "best peer, CPU ms", "ratio", "why"]]
-    for group in groups:
+    for group in (g for g in groups if g.table != "levers"):
         ours = min(
             (c for c in group.contenders if c.role == "deqlib"), key=lambda c: median(c.seconds)
         )
@@ -98,6 +98,18 @@ def summary(groups: Sequence[Group]) -> list[list[str]]:
     return rows
 
 
+def levers(groups: Sequence[Group], plain: str) -> list[list[str]]:
+    """Every lever's time beside the time without it."""
+    rows = [["problem", "lever", "CPU ms", "ratio to the time without"]]
+    for group in (g for g in groups if g.table == "levers"):
+        without = next(c for c in group.contenders if c.name == plain)
+        for c in group.contenders:
+            time = three(1e3 * median(c.seconds))
+            rows.append([group.problem, c.name, time, span(ratios(c, without))])
+        rows += [[group.problem, name, "missed the accuracy", ""] for name in group.missed]
+    return rows
+
+
 def show(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -115,6 +127,9 @@ def write(path: Path, rows: Sequence[Sequence[str]]) -> None:
 # Okabe and Ito's colours, which do not depend on red and green being told apart
 STYLES = {
     "deqlib, Picard": ("#D55E00", "o"),
+    "deqlib, Picard, every 4": ("#D55E00", "^"),
+    "deqlib, Picard twice": ("#D55E00", "D"),
+    "deqlib, Picard twice, every 4": ("#D55E00", "v"),
     "deqlib, Anderson": ("#D55E00", "s"),
     "unrolled autograd": ("#000000", "x"),
     "torchdeq, Picard": ("#0072B2", "o"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-TRIES = 6
+TRIES = 8
 
 
 @dataclass
@@ -38,29 +38,36 @@ class Contender:
 
 
 def tuned(contender: Contender, target: Sequence[float], tol: float) -> bool:
-    """Find a tolerance at which every error is below its target and one is not far below.
+    """Find a tolerance at which every error is below its target and one is above half of it.
 
     Where the contender brings a tolerance of its own, it is only checked. Errors grow about in
-    proportion to the tolerance, which says where to look next. False where no try met the targets;
-    ``tol`` and ``found`` keep the loosest success.
+    proportion to the tolerance, which says where to look next; between a success and a failure that
+    does not help, the middle does. False where no try met the targets; ``tol`` and ``found`` keep
+    the loosest success.
     """
     if contender.tol == contender.tol:  # not NaN
         contender.found = contender.errors(contender.run(contender.tol))
         return not contender.found or all(  # a bare time has nothing to judge
             e <= t for e, t in zip(contender.found, target, strict=True)
         )
-    met = False
+    met, failed = False, float("inf")
     for _ in range(TRIES):
         errors = contender.errors(contender.run(tol))
         excess = max((e / t for e, t in zip(errors, target, strict=True)), default=0.5)
         if excess <= 1 and (not met or tol > contender.tol):
             met, contender.tol, contender.found = True, tol, errors
-        if 0.25 <= excess <= 1 or (met and excess > 1):
+        if not excess <= 1:  # NaN too
+            failed = min(failed, tol)
+        if 0.5 <= excess <= 1 or (met and failed < 1.2 * contender.tol):
             break
-        if not excess < float("inf"):  # NaN too
+        if not excess < float("inf"):
             tol /= 10
         else:
-            tol = min(max(tol * 0.6 / max(excess, 1e-6), 1e-14), 0.1)
+            tol = min(max(tol * 0.8 / max(excess, 1e-6), 1e-14), 0.1)
+        if met and not contender.tol < tol < failed:
+            if failed == float("inf"):
+                break
+            tol = (contender.tol * failed) ** 0.5
     return met
 
 

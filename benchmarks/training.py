@@ -7,6 +7,9 @@ input, no stop at a loss that is not finite. The matrix products alone are those
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -48,33 +51,40 @@ def with_autograd(start: LinearDEQ, S: Tensor, A: Tensor, eta: float, steps: int
     return LinearDEQ(W, U)
 
 
+def with_deqlib(
+    start: LinearDEQ, S: Tensor, A: Tensor, eta: float, steps: int, **gradient: Any
+) -> LinearDEQ:
+    return gradient_descent(
+        lambda theta: linear.loss(theta, S, A),
+        start,
+        eta,
+        steps,
+        record_every=steps,
+        progress=False,
+        **gradient,
+    ).end
+
+
+def distance(start: LinearDEQ, exact: LinearDEQ, end: LinearDEQ) -> tuple[float]:
+    moved = torch.cat([(exact.W - start.W).flatten(), (exact.U - start.U).flatten()])
+    off = torch.cat([(end.W - exact.W).flatten(), (end.U - exact.U).flatten()])
+    return (float(off.norm() / moved.norm()),)
+
+
 def contenders(p: int, d: int, steps: int) -> list[Contender]:
     start, S, A, eta = problem(p, d)
     exact = by_hand(start, S, A, eta, steps)
-
-    def errors(end: LinearDEQ) -> tuple[float]:
-        moved = torch.cat([(exact.W - start.W).flatten(), (exact.U - start.U).flatten()])
-        off = torch.cat([(end.W - exact.W).flatten(), (end.U - exact.U).flatten()])
-        return (float(off.norm() / moved.norm()),)
+    errors = partial(distance, start, exact)
+    both = lambda theta: linear.loss_and_gradient(theta, S, A)  # noqa: E731
+    run = partial(with_deqlib, start, S, A, eta, steps, loss_and_grad=both)
 
     def products(_: float) -> LinearDEQ:
         for _ in range(steps):
             _, _ = start.U @ S, start.U @ A.T
         return exact
 
-    def with_deqlib(_: float) -> LinearDEQ:
-        return gradient_descent(
-            lambda theta: linear.loss(theta, S, A),
-            start,
-            eta,
-            steps,
-            grad=lambda theta: linear.gradient(theta, S, A),
-            record_every=steps,
-            progress=False,
-        ).end
-
     return [  # nothing to tune: every step is exact
-        Contender("deqlib", with_deqlib, errors, "deqlib", tol=0),
+        Contender("deqlib", lambda _: run(), errors, "deqlib", tol=0),
         Contender("hand-written loop", lambda _: by_hand(start, S, A, eta, steps), errors, tol=0),
         Contender("autograd", lambda _: with_autograd(start, S, A, eta, steps), errors, tol=0),
         Contender("matrix products alone", products, errors, "reference", tol=0),

@@ -1,6 +1,6 @@
 """``python -m deqlib``: print the ledger, or check one theorem hard.
 
-python -m deqlib                                      every theorem, 200 instances each
+python -m deqlib                                      the ledger, 200 instances each
 python -m deqlib conservation-law --draws 10000       one theorem, harder
 python -m deqlib conservation-law --drop plain-step   without one of its hypotheses
 python -m deqlib experiments                          the paper's experiments (--help says more)
@@ -9,13 +9,22 @@ python -m deqlib experiments                          the paper's experiments (-
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
 from deqlib.experiments.__main__ import main as experiments
-from deqlib.theorems import THEOREMS
+from deqlib.theorems import FINDINGS, THEOREMS
 from deqlib.theorems.base import Verdict, verify
 from deqlib.theorems.ledger import Row, ledger
+
+ROLE = re.compile(r"\{(\w+)(?::\w+)?\}`([^`]+)`")
+
+
+def reference(role: re.Match[str]) -> str:
+    """A role of the book as plain text: where a chapter stands, or a label."""
+    kind, target = role.groups()
+    return f"{target.lstrip('/')}.ipynb" if kind == "doc" else target
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -57,6 +66,9 @@ def describe(verdict: Verdict) -> str:
             f"  {name}: worst measured {worst.measured:.4g} against {worst.bound:.4g}, "
             f"margin {worst.margin:.3g}, {sum(not m.margin >= 0 for m in seen)} failures"
         )
+    if theorem.open_questions:
+        lines += ["", "  open:"]
+        lines += [f"  - {re.sub(ROLE, reference, one)}" for one in theorem.open_questions]
     return "\n".join([*lines, "", str(verdict)])
 
 
@@ -69,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m deqlib", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("label", nargs="?", help=f"one of: {', '.join(THEOREMS)}")
+    known = {**THEOREMS, **FINDINGS}
+    parser.add_argument("label", nargs="?", help=f"one of: {', '.join(known)}")
     parser.add_argument("--draws", type=int, default=200, help="instances to draw (default 200)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the generator (default 0)")
     parser.add_argument("--drop", help="drop this hypothesis and expect a failure")
@@ -79,14 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.label is None:
         if options.drop:
             parser.error("--drop needs a theorem's label")
-        rows = ledger(THEOREMS.values(), options.draws, options.seed)
+        rows = ledger(known.values(), options.draws, options.seed)
         print(table(rows))
         surprises = [f"{r.theorem.label}: {s}" for r in rows for s in r.surprises]
         print("\n".join(["", *surprises]) if surprises else "\nEverything is as stated.")
         return 1 if surprises else 0
-    if options.label not in THEOREMS:
-        parser.error(f"no theorem is called {options.label!r}; there are {', '.join(THEOREMS)}")
-    theorem = THEOREMS[options.label]
+    if options.label not in known:
+        parser.error(f"no theorem is called {options.label!r}; there are {', '.join(known)}")
+    theorem = known[options.label]
     if options.drop is not None and options.drop not in theorem.drop:
         parser.error(f"--drop is {options.drop!r}; it must be one of {', '.join(theorem.drop)}")
     verdict = verify(theorem, options.draws, options.seed, drop=options.drop)

@@ -22,6 +22,7 @@ from tqdm import tqdm  # not tqdm.auto: its notebook bar ignores "only in a term
 Params = TypeVar("Params", bound=tuple[Tensor, ...])
 Loss = Callable[[Params], Tensor]
 Gradient = Callable[[Params], Params]
+LossAndGradient = Callable[[Params], tuple[Tensor, Params]]
 
 
 class Outcome(IntEnum):
@@ -125,10 +126,13 @@ def _finite(theta: tuple[Tensor, ...], value: Tensor) -> Tensor:
 
 
 def _evaluate(loss: Loss[Params], theta: Params, batch: torch.Size) -> Tensor:
-    value = loss(theta)
+    return _one_each("loss", loss(theta), batch)
+
+
+def _one_each(name: str, value: Tensor, batch: torch.Size) -> Tensor:
     if value.shape != batch:
         raise ValueError(
-            f"loss returned shape {tuple(value.shape)}; with this batch it must be {tuple(batch)}"
+            f"{name} returned shape {tuple(value.shape)}; with this batch it must be {tuple(batch)}"
         )
     return value
 
@@ -139,14 +143,20 @@ def autograd(loss: Loss[Params]) -> Gradient[Params]:
     A parameter that the loss does not use has gradient 0.
     """
 
-    def gradient(theta: Params) -> Params:
+    return lambda theta: _autograd_both(loss)(theta)[1]
+
+
+def _autograd_both(loss: Loss[Params]) -> LossAndGradient[Params]:
+    """Each problem's loss and its gradient from one evaluation."""
+
+    def both(theta: Params) -> tuple[Tensor, Params]:
         with torch.enable_grad():
             parts = [p.detach().requires_grad_() for p in theta]
-            total = loss(_like(theta, parts)).sum()
-            grads = torch.autograd.grad(total, parts, materialize_grads=True)
-        return _like(theta, grads)
+            value = loss(_like(theta, parts))
+            grads = torch.autograd.grad(value.sum(), parts, materialize_grads=True)
+        return value.detach(), _like(theta, grads)
 
-    return gradient
+    return both
 
 
 def _direction(loss: Loss[Params], grad: Gradient[Params] | None) -> Gradient[Params]:
@@ -154,15 +164,16 @@ def _direction(loss: Loss[Params], grad: Gradient[Params] | None) -> Gradient[Pa
     if grad is None:
         return autograd(loss)
 
-    def checked(theta: Params) -> Params:
-        slope = grad(theta)
-        shapes = [tuple(p.shape) for p in slope]
-        due = [tuple(p.shape) for p in theta]
-        if shapes != due:
-            raise ValueError(f"grad returned shapes {shapes}; they must be {due}")
-        return _like(theta, [p.detach() for p in slope])
+    return lambda theta: _as_shaped("grad", grad(theta), theta)
 
-    return checked
+
+def _as_shaped(name: str, slope: Params, theta: Params) -> Params:
+    """The slope as a tuple of theta's type, its shapes checked."""
+    shapes = [tuple(p.shape) for p in slope]
+    due = [tuple(p.shape) for p in theta]
+    if shapes != due:
+        raise ValueError(f"{name} returned shapes {shapes}; they must be {due}")
+    return _like(theta, [p.detach() for p in slope])
 
 
 def _report(trajectory: Trajectory[Params], throw: bool) -> Trajectory[Params]:
@@ -272,8 +283,11 @@ def gradient_flow(
     stopped = torch.full((problems,), float(t_end), dtype=torch.float64)
 
     def rhs(_: float, y: np.ndarray) -> np.ndarray:
+        moving = torch.from_numpy(y).reshape(-1, full.shape[1])
+        if len(moving) == problems:
+            return -flatten(direction(unflatten(moving.clone()))).reshape(-1).numpy()
         state = full.clone()
-        state[active] = torch.from_numpy(y).reshape(int(active.sum()), -1)
+        state[active] = moving
         return -flatten(direction(unflatten(state)))[active].reshape(-1).numpy()
 
     # One piece a step: who moved, how, and the frozen states of the others.
@@ -441,6 +455,7 @@ def gradient_descent(
     steps: int,
     *,
     grad: Gradient[Params] | None = None,
+    loss_and_grad: LossAndGradient[Params] | None = None,
     record_every: int = 1,
     batch_ndim: int = 0,
     throw: bool = True,
@@ -455,6 +470,7 @@ def gradient_descent(
             such numbers (0 is allowed: the problem rests), for example `Backtracking`.
         steps: how many, at least 1.
         grad: θ ↦ ∇L(θ) as the same tuple; automatic differentiation of ``loss`` when absent.
+        loss_and_grad: θ ↦ (loss(θ), ∇L(θ)), where the two share work; in place of ``grad``.
         record_every: keep every so many iterates (the first and the last are always kept).
         batch_ndim: how many leading dimensions number the problems.
         throw: raise when a loss stops being finite; otherwise report it in ``outcome``.
@@ -469,11 +485,13 @@ def gradient_descent(
         ValueError, TypeError: for wrong input.
     """
     batch = _check(theta0, batch_ndim)
+    if grad is not None and loss_and_grad is not None:
+        raise ValueError("grad and loss_and_grad are both given; give one of them")
     if steps < 1 or record_every < 1:
         raise ValueError(f"steps is {steps} and record_every {record_every}; both must be positive")
-    rule: StepRule
+    constant: Tensor | None = None
     if callable(step):
-        rule = step
+        rule: StepRule = step
     else:
         constant = torch.as_tensor(step, dtype=theta0[0].dtype, device=theta0[0].device)
         if constant.shape not in (torch.Size(), batch) or not bool(
@@ -483,45 +501,62 @@ def gradient_descent(
                 f"step is {step}; it must be positive and finite, of shape () or {tuple(batch)}"
             )
         constant = constant.expand(batch)
+    both: LossAndGradient[Params] | None = None  # with a grad of its own, nothing is shared
+    if loss_and_grad is not None:
 
-        def rule(state: StepState[Any], /) -> Tensor:
-            return constant
+        def both(theta: Params) -> tuple[Tensor, Params]:
+            value, slope = loss_and_grad(theta)
+            value = _one_each("loss_and_grad", value.detach(), batch)
+            return value, _as_shaped("loss_and_grad", slope, theta)
 
-    gradient = _direction(loss, grad)
+    elif grad is None:
+        both = _autograd_both(loss)
+    gradient = _direction(loss, grad) if both is None else lambda theta: both(theta)[1]
     device = theta0[0].device
     theta = _like(theta0, [p.detach().clone() for p in theta0])
     with torch.no_grad():
-        value = _evaluate(loss, theta, batch)
+        slope: Params | None = None  # at theta, where it is known already
+        if both is None:
+            value = _evaluate(loss, theta, batch)
+        else:
+            value, slope = both(theta)
+            _one_each("loss", value, batch)
         if not bool(value.isfinite().all()):
             raise ValueError("theta0 has a loss that is not finite; start where the loss is finite")
         outcome = torch.zeros(batch, dtype=torch.int64, device=device)
         stopped = torch.full(batch, float(steps), dtype=torch.float64, device=device)
         kept, thetas, values = [0], [theta], [value]
         eta: Tensor | None = None
+        going = torch.ones_like(outcome, dtype=torch.bool)
         taken = 0
         for k in tqdm(
             range(steps), desc="gradient descent", delay=1.0, leave=False, unit="step",
             disable=None if progress is None else not progress,
         ):  # fmt: skip
-            g = gradient(theta)
-            chosen = rule(StepState(k, theta, value, g, eta, loss))
-            eta = torch.as_tensor(chosen, dtype=value.dtype, device=value.device)
-            if eta.shape not in (torch.Size(), batch):
-                raise ValueError(
-                    f"step returned shape {tuple(eta.shape)}; it must be () or {tuple(batch)}"
-                )
-            eta = eta.expand(batch)
-            going = outcome == Outcome.FINISHED
-            if bool((going & ~((eta >= 0) & eta.isfinite())).any()):
-                raise ValueError(f"step returned {eta} at step {k}; it must be finite and ≥ 0")
+            g = gradient(theta) if slope is None else slope
+            if constant is not None:
+                eta = constant
+            else:
+                chosen = rule(StepState(k, theta, value, g, eta, loss))
+                eta = torch.as_tensor(chosen, dtype=value.dtype, device=value.device)
+                if eta.shape not in (torch.Size(), batch):
+                    raise ValueError(
+                        f"step returned shape {tuple(eta.shape)}; it must be () or {tuple(batch)}"
+                    )
+                eta = eta.expand(batch)
+                if bool((going & ~((eta >= 0) & eta.isfinite())).any()):
+                    raise ValueError(f"step returned {eta} at step {k}; it must be finite and ≥ 0")
             proposal = _moved(theta, g, eta)
-            proposed = _evaluate(loss, proposal, batch)
-            lost = going & ~_finite(proposal, proposed)
-            outcome[lost], stopped[lost] = int(Outcome.NOT_FINITE), float(k)
-            going = going & ~lost
-            if bool(going.all()):
+            if both is None or k + 1 == steps:
+                proposed, slope = _evaluate(loss, proposal, batch), None
+            else:
+                proposed, slope = both(proposal)
+            still = going & _finite(proposal, proposed)
+            if bool(still.all()):
                 theta, value = proposal, proposed
             else:
+                lost, going, slope = going & ~still, still, None
+                outcome[lost], stopped[lost] = int(Outcome.NOT_FINITE), float(k)
                 theta = _like(
                     theta,
                     [torch.where(_spread(going, p), n, p)

@@ -96,9 +96,16 @@ def default_tol(dtype: torch.dtype) -> float:
 
 
 class Method(Protocol):
-    """A rule for the next point. `descends`: a bad trial point is the method's own to repair."""
+    """A rule for the next point.
+
+    descends  whether a bad trial point is the method's own to repair
+    every     a step moves on by so many evaluations of f, the one at its start included
+    """
 
     descends: ClassVar[bool]
+
+    @property
+    def every(self) -> int: ...
 
     def start(self, f: Map, z: Tensor) -> Step:
         """Begin at z (samples, n); f maps (samples, n) to itself. Returns the step with memory."""
@@ -111,16 +118,29 @@ class Picard:
     in modulus, a start close enough converges.
 
     damping  β > 0; 1 is the plain iteration z ← f(z).
+    every    `solve` judges every so many-th point only, at least 1. Where f is a few operations on
+             small tensors, judging costs as much as f, and 4 saves much of it at the price of up to
+             three evaluations too many.
     """
 
     damping: float = 1.0
+    every: int = 1
     descends: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _positive("damping", self.damping)
+        _count("every", self.every)
 
     def start(self, f: Map, z: Tensor) -> Step:
-        return lambda z, g, r: z + self.damping * g
+        def step(z: Tensor, g: Tensor, r: Tensor) -> Tensor:
+            first = z = g.mul_(self.damping).add_(z)
+            for _ in range(self.every - 1):
+                z = torch.lerp(z, f(z), self.damping)
+            if z is not first and not z.isfinite().all():  # then it is judged before it gets there
+                z = torch.where(z.isfinite().all(dim=1, keepdim=True), z, first)
+            return z
+
+        return step
 
 
 @dataclass(frozen=True)
@@ -149,6 +169,7 @@ class Anderson:
     ridge: float | None = None
     damping: float = 1.0
     descends: ClassVar[bool] = False
+    every: ClassVar[int] = 1
     TRUST: ClassVar[float] = 1e6
 
     def __post_init__(self) -> None:
@@ -160,27 +181,33 @@ class Anderson:
     def start(self, f: Map, z: Tensor) -> Step:
         m, beta = self.memory, self.damping
         ridge = default_tol(z.dtype) if self.ridge is None else self.ridge
-        dZ = z.new_zeros(z.shape[0], m, z.shape[1])  # rows are the differences; a zero row is free
-        dG = torch.zeros_like(dZ)
+        dG = z.new_zeros(z.shape[0], m, z.shape[1])  # rows are the differences; a zero row is free
+        dP = torch.zeros_like(dG)  # those of the Picard steps z + β g, ΔZ + β ΔG
+        gram = z.new_zeros(z.shape[0], m, m)  # ΔG ΔGᵀ, a row and a column of which change in a step
         eye = ridge * torch.eye(m, dtype=z.dtype, device=z.device)
-        k, z_old, g_old, r_old = 0, z, z, vector_norm(z, dim=1)
+        k, p_old, g_old, r_old = 0, z, z, vector_norm(z, dim=1)
 
         def step(z: Tensor, g: Tensor, r: Tensor) -> Tensor:
-            nonlocal k, z_old, g_old, r_old
+            nonlocal k, p_old, g_old, r_old
+            p = torch.add(z, g, alpha=beta)
             if k > 0:
-                dZ[:, k % m], dG[:, k % m] = z - z_old, g - g_old
+                i = (k - 1) % m
+                torch.sub(p, p_old, out=dP[:, i])
+                torch.sub(g, g_old, out=dG[:, i])
                 wild = r > 10 * r_old
-                dZ[wild], dG[wild] = 0, 0
-            k, z_old, g_old, r_old = k + 1, z, g, r
-            length = vector_norm(dG, dim=2, keepdim=True)
-            free = torch.diag_embed((length[..., 0] == 0).to(z.dtype))  # its γ is 0, whatever
-            length = torch.where(length > 0, length, 1)
-            Q = dG / length
-            L, info = torch.linalg.cholesky_ex(Q @ Q.mT + free + eye)
-            gamma = torch.cholesky_solve(Q @ g[..., None], L) / length
-            jump = beta * g - ((dZ + beta * dG).mT @ gamma)[..., 0]
-            sound = (info == 0) & (vector_norm(jump, dim=1) <= self.TRUST * r)  # NaN is not sound
-            return z + torch.where(sound[:, None], jump, beta * g)
+                if wild.any():
+                    dP[wild], dG[wild], gram[wild] = 0, 0, 0
+                gram[:, i] = gram[:, :, i] = (dG @ dG[:, i, :, None])[..., 0]
+            k, p_old, g_old, r_old = k + 1, p, g, r
+            length = gram.diagonal(dim1=1, dim2=2).sqrt()
+            free = length == 0  # its γ is 0, whatever
+            length = torch.where(free, 1, length)[..., None]
+            Q = gram / length / length.mT + torch.diag_embed(free.to(z.dtype)) + eye
+            L, info = torch.linalg.cholesky_ex(Q)
+            gamma = torch.cholesky_solve(dG @ g[..., None] / length, L) / length
+            to = torch.baddbmm(p[:, None], gamma.mT, dP, alpha=-1)[:, 0]
+            sound = (info == 0) & (vector_norm(to - z, dim=1) <= self.TRUST * r)  # NaN is not
+            return torch.where(sound[:, None], to, p)
 
         return step
 
@@ -196,6 +223,7 @@ class Newton:
     """
 
     descends: ClassVar[bool] = True
+    every: ClassVar[int] = 1
 
     def start(self, f: Map, z: Tensor) -> Step:
         base, s, r_base = z, torch.zeros_like(z), z.new_full(z.shape[:1], inf)
@@ -279,7 +307,7 @@ def solve(
 
     Raises TypeError or ValueError for wrong input, NotConvergedError as `throw` says.
     """
-    method = _method(method)
+    method = checked_method(method)
     tol, atol = _tolerances(z0, tol, atol, state_ndim)
     _count("max_iter", max_iter)
     batch = z0.shape[: z0.ndim - state_ndim]
@@ -307,27 +335,22 @@ def solve(
             active = active & ~which
             all_active = all_active and bool(active.all())
 
-        for k in range(max_iter if B else 0):
-            size = vector_norm(z, dim=1)
-            fz = flat(z)
-            g = fz - z
+        for k in range(0, max_iter if B else 0, method.every):  # k evaluations came before
+            g = flat(z) - z
             r = vector_norm(g, dim=1)
-            # A NaN fails both comparisons, and an infinite size the first.
-            goes_on = (r > tol * size + atol) & (r <= limit)
+            size = vector_norm(z, dim=1)
+            enough = atol + tol * size
             better = r < residual
-            if k > 0 and bool((goes_on if all_active else goes_on | ~active).all()):
-                # No sample ends here, as in most steps: only the best points are to be kept.
-                if not all_active:
-                    better &= active
-                if better.all():
-                    best, residual = z, r
-                else:
-                    best = torch.where(better[:, None], z, best)
-                    residual = torch.where(better, r, residual)
+            # As most steps go: every sample is better than ever and not yet done. Then nothing
+            # ends, for a residual below an earlier one is finite and below the limit.
+            usual = better & (r > enough)
+            if k > 0 and bool((usual if all_active else usual | ~active).all()):
+                best = z  # where a sample has finished, z is its best point
+                residual = r if all_active else torch.where(active, r, residual)
             else:
                 if not size.isfinite().all():
                     settle(~z.isfinite().all(dim=1), Status.STALLED, k)
-                done = (r <= tol * size + atol) & size.isfinite()
+                done = (r <= enough) & size.isfinite()
                 keep = active & (done | better)
                 best, residual = torch.where(keep[:, None], z, best), torch.where(keep, r, residual)
                 settle(done, Status.CONVERGED, k + 1)
@@ -335,14 +358,14 @@ def solve(
                     limit = (limit + GROWTH * r).clamp(max=torch.finfo(z.dtype).max)
                 within = (r <= limit) & size.isfinite()  # then f(z) is finite too
                 if (k == 0 or not method.descends) and not (within | ~active).all():
-                    settle(~fz.isfinite().all(dim=1), Status.NOT_FINITE, k + 1)
+                    settle(~g.isfinite().all(dim=1), Status.NOT_FINITE, k + 1)
                     settle(~within, Status.DIVERGED, k + 1)
                 if not active.any():
                     break
+            if k + method.every >= max_iter:
+                iterations = torch.where(active, k + 1, iterations)
+                break
             z = step(z, g, r) if all_active else torch.where(active[:, None], step(z, g, r), best)
-        else:
-            settle(~z.isfinite().all(dim=1), Status.STALLED, max_iter)
-        iterations = torch.where(active, max_iter, iterations)
 
     per_sample = (a.reshape(batch) for a in (residual, iterations, status))
     result = FixedPoint(best.reshape(z0.shape), *per_sample)
@@ -354,13 +377,16 @@ def solve(
 # ---------------------------------------------------------------------------- refusing wrong input
 
 
-def _method(method: str | Method) -> Method:
+def checked_method(method: str | Method, argument: str = "method") -> Method:
+    """The method of that name, or the method itself; ``argument`` is what an error calls it."""
     if isinstance(method, str):
         if method not in METHODS:
-            raise ValueError(f"method is {method!r}; it must be one of {sorted(METHODS)}")
+            raise ValueError(f"{argument} is {method!r}; it must be one of {sorted(METHODS)}")
         return METHODS[method]()
     if not callable(getattr(method, "start", None)):
-        raise TypeError(f"method is {method!r}; it must be a name or a Picard, Anderson or Newton")
+        raise TypeError(
+            f"{argument} is {method!r}; it must be a name or a Picard, Anderson or Newton"
+        )
     return method
 
 

@@ -18,8 +18,10 @@ order.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,6 +36,7 @@ from deqlib.fixed_point import (
     Method,
     NotConvergedError,
     Status,
+    checked_method,
     default_tol,
     jacobian,
     solve,
@@ -87,19 +90,26 @@ def equilibrium(
     max_iter: int = 1000,
     adjoint_max_iter: int = 1000,
     state_ndim: int = 1,
+    adjoint: str | Method | None = None,
     direct_below: int = 32,
     throw: bool = True,
 ) -> Equilibrium:
     """The solution of z = f(z), differentiable in every tensor that f uses.
 
-    Parameters of modules, leaves and intermediate results that f closes over are found by running
-    f once; nothing has to be listed. z0 receives no gradient: an equilibrium does not remember
-    where the search for it began.
+    Parameters of modules, leaves and intermediate results that f closes over are found by watching
+    f as it runs; nothing has to be listed. z0 receives no gradient: an equilibrium does not
+    remember where the search for it began. f is evaluated once more at the end, to see that its
+    gradient can be had, and once in the backward pass. An f compiled by torch.compile is compiled
+    in the forward solve; the backward pass uses it as it was written.
 
     f, z0, method, tol, atol, max_iter, state_ndim  as in `fixed_point.solve`
     adjoint_max_iter  most products with Jᵀ in one solve of (I − Jᵀ) u = g
-    direct_below      states with fewer entries than this form I − J and factor it; the others use
-                      BiCGStab
+    adjoint           how (I − Jᵀ) u = g is solved. None: states with fewer than direct_below
+                      entries form I − J and factor it, the others use BiCGStab, which converges
+                      also where iterating does not. A method of `solve`, or its name, iterates
+                      u ← Jᵀu + g; "picard" costs least a product, and it needs the spectral radius
+                      of J to be below 1 and not close to it
+    direct_below      see adjoint
     throw             whether a solve that fails, forward or backward, raises NotConvergedError
 
     The adjoint's criterion is the forward one's, ‖g − (I − Jᵀ)u‖ ≤ tol ‖u‖, and besides ≤ √tol ‖g‖,
@@ -118,8 +128,11 @@ def equilibrium(
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} is {value!r}; it must be an integer >= {least}")
+    if adjoint is not None:
+        adjoint = checked_method(adjoint, "adjoint")
+    watched = _Watched(f)
     forward = solve(
-        f,
+        watched if torch.is_grad_enabled() else f,
         z0,
         method=method,
         tol=tol,
@@ -131,23 +144,27 @@ def equilibrium(
     result = Equilibrium(forward.z, forward)
     if not torch.is_grad_enabled():
         return result
-    fz, used = _tensors_used(f, forward.z)
-    if not used:
-        return result
     problem = _Problem(
         f=f,
-        used=used,
+        used=watched.used,
         forward=forward,
         bad=(forward.status == Status.DIVERGED) | (forward.status == Status.NOT_FINITE),
         tol=default_tol(z0.dtype) if tol is None else tol,
         max_iter=adjoint_max_iter,
+        method=adjoint,
         direct=z0.shape[z0.ndim - state_ndim :].numel() < direct_below,
         throw=throw,
         reports=result.adjoint,
     )
-    problem.check(fz)
+    fz, hidden = problem.examined()
+    if hidden is not None:  # f uses other tensors at the equilibrium than at z0
+        problem = replace(problem, used=_tensors_used(f, forward.z)[1])
+        fz, hidden = problem.examined()
+    problem.check(fz, hidden)
+    if not problem.used:
+        return result
     # As views: where f is part of another equilibrium's f, its modes see view_as and not apply.
-    z = _Implicit.apply(problem, forward.z, *(t.view_as(t) for t in used))
+    z = _Implicit.apply(problem, forward.z, *(t.view_as(t) for t in problem.used))
     return Equilibrium(z, forward, result.adjoint)
 
 
@@ -170,6 +187,13 @@ class _Swap(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _eagerly() -> AbstractContextManager:
+    """While active, a compiled f runs as it was written, where the modes above see its tensors."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):  # torch >= 2.6
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
+
+
 def _tensors_used(f: Map, z: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """f(z), and the tensors with a gradient that f hands to torch functions on the way.
 
@@ -182,9 +206,24 @@ def _tensors_used(f: Map, z: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             used[id(t)] = t  # also keeps t alive, so that its id stays its own
         return t
 
-    with torch.no_grad(), _Swap(note):
+    with torch.no_grad(), _eagerly(), _Swap(note):
         fz = f(z)
     return note(fz).detach(), tuple(used.values())
+
+
+class _Watched:
+    """f, which notes at its first call what `_tensors_used` finds."""
+
+    def __init__(self, f: Map) -> None:
+        self.f, self.called = f, False
+        self.used: tuple[Tensor, ...] = ()
+
+    def __call__(self, z: Tensor) -> Tensor:
+        if self.called:
+            return self.f(z)
+        self.called = True
+        fz, self.used = _tensors_used(self.f, z)
+        return fz
 
 
 def _leaves(t: Tensor) -> Iterator[Tensor]:
@@ -201,6 +240,9 @@ def _leaves(t: Tensor) -> Iterator[Tensor]:
                 yield node.variable
 
 
+Graph = tuple[Tensor, list[Tensor], Tensor]  # z, the tensors used, and f(z)
+
+
 @dataclass(frozen=True)
 class _Problem:
     """One equilibrium: f, the tensors it uses, and how its linear systems are to be solved."""
@@ -211,6 +253,7 @@ class _Problem:
     bad: Tensor  # (*batch) bool: samples without a gradient
     tol: float
     max_iter: int
+    method: Method | None
     direct: bool
     throw: bool
     reports: list[LinearSolve]
@@ -232,34 +275,39 @@ class _Problem:
                 return t.masked_fill(hide, 0) if hide.any() else t
             return t
 
-        with _Swap(swap):
+        with _eagerly(), _Swap(swap):
             fz = self.f(z)
         return swap(fz)
 
-    def check(self, fz: Tensor) -> None:
-        """Refuse an f whose gradient would come out wrong without a word."""
+    def examined(self) -> tuple[Tensor, Tensor | None]:
+        """f(z) at the equilibrium, and a leaf it depends on besides z and the c, if any."""
         with torch.enable_grad():
             z = self.forward.z.detach().requires_grad_()
             c = [t.detach().requires_grad_() for t in self.used]
-            pure = self.at(z, c)
+            fz = self.at(z, c)
         known = {id(t) for t in (z, *c)}
-        for leaf in _leaves(pure):
-            if id(leaf) not in known:
-                raise RuntimeError(
-                    f"f uses a tensor of shape {tuple(leaf.shape)} that requires a gradient in a "
-                    "way that torch does not show (an autograd.Function of its own, a compiled "
-                    "module, a leaf made inside f); hand it over as w.view_as(w)"
-                )
+        return fz.detach(), next((leaf for leaf in _leaves(fz) if id(leaf) not in known), None)
+
+    def check(self, fz: Tensor, hidden: Tensor | None) -> None:
+        """Refuse an f whose gradient would come out wrong without a word."""
+        if hidden is not None:
+            raise RuntimeError(
+                f"f uses a tensor of shape {tuple(hidden.shape)} that requires a gradient in a "
+                "way that torch does not show (an autograd.Function of its own, a compiled "
+                "module, a leaf made inside f); hand it over as w.view_as(w)"
+            )
         good = ~self.bad
-        if not good.all() and not torch.allclose(pure[good], fz[good], rtol=1e-3, atol=1e-5):
+        if good.all():
+            return
+        with torch.no_grad():
+            as_it_is = self.f(self.forward.z)
+        if not torch.allclose(fz[good], as_it_is[good], rtol=1e-3, atol=1e-5):
             raise RuntimeError(
                 "f gives good samples other values once NaN and infinity are hidden from the bad "
                 "ones; its gradient cannot be trusted, so remove the bad samples first"
             )
 
-    def solve(
-        self, graph: tuple[Tensor, list[Tensor], Tensor], g: Tensor, transposed: bool
-    ) -> Tensor:
+    def solve(self, graph: Graph, g: Tensor, transposed: bool) -> Tensor:
         """u with (I − Jᵀ) u = g, or (I − J) u = g; appends its report."""
         z, c, fz = graph
         batch = self.bad.shape
@@ -276,7 +324,7 @@ class _Problem:
         def accepted(residual: Tensor, u: Tensor) -> Tensor:
             return residual <= torch.minimum(self.tol * vector_norm(u, dim=1), most)
 
-        if self.direct:
+        if self.method is None and self.direct:
             J = jacobian(lambda z: self.at(z, c), z, state_ndim=z.ndim - len(batch))
             J = J.reshape(B, n, n)
             A = torch.eye(n, dtype=z.dtype, device=z.device) - (J.mT if transposed else J)
@@ -292,10 +340,28 @@ class _Problem:
                     of = torch.zeros_like(fz).requires_grad_()
                     (out,) = _vjp(fz, [z], of)
 
-            def A_times(v: Tensor) -> Tensor:
-                return v - _vjp(out, [of], v.reshape(g.shape))[0].reshape(B, n)
+            def J_times(v: Tensor) -> Tensor:
+                return _vjp(out, [of], v.reshape(g.shape))[0].reshape(B, n)
 
-            u, residual, iterations, status = _bicgstab(A_times, b, accepted, self.max_iter)
+            if self.method is None:
+                u, residual, iterations, status = _bicgstab(
+                    lambda v: v - J_times(v), b, accepted, self.max_iter
+                )
+            else:
+                found = solve(
+                    lambda v: b + J_times(v),
+                    b,
+                    method=self.method,
+                    tol=self.tol,
+                    atol=0.0,
+                    max_iter=self.max_iter,
+                    throw=False,
+                )
+                u, residual, iterations, status = (
+                    found.z, found.residual, found.iterations, found.status
+                )  # fmt: skip
+                huge = found.converged & ~accepted(residual, u)
+                status = torch.where(huge, Status.STALLED, status)
 
         failed = torch.where(self.bad, self.forward.status, Status.NOT_FINITE).reshape(B)
         norm = vector_norm(g.reshape(B, n), dim=1).nan_to_num(nan=torch.inf)
@@ -333,9 +399,7 @@ def _vjp(out: Tensor, inputs: Sequence[Tensor], v: Tensor) -> list[Tensor]:
     )
 
 
-def _graph(
-    problem: _Problem, z: Tensor, c: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor], Tensor]:
+def _graph(problem: _Problem, z: Tensor, c: Sequence[Tensor]) -> Graph:
     """Aliases of z and c and the graph of f between them.
 
     A gradient with respect to an alias is partial: it does not see that z depends on c.
@@ -376,7 +440,7 @@ class _Solve(torch.autograd.Function):
     def forward(
         ctx: Any,
         problem: _Problem,
-        graph: tuple,
+        graph: Graph,
         transposed: bool,
         g: Tensor,
         z: Tensor,
@@ -429,30 +493,36 @@ def _bicgstab(
     best, residual = torch.zeros_like(b), vector_norm(b, dim=1)
     done = accepted(residual, best)
     status = torch.where(done, Status.CONVERGED, Status.MAX_ITER)
-    iterations, active = torch.zeros_like(status), ~done
+    active = ~done
+    iterations = torch.zeros_like(status)  # of finished samples; before that, true residuals formed
+    asked = products = 0
     r = torch.where(active[:, None], b, 0)  # 0 in a finished sample, and so are p, v, s and t
-    u, shadow, p, rho, least = best, r, r, _dot(r, r), eps * residual
+    u, shadow, p, rho, least = best.clone(), r, r.clone(), _dot(r, r), eps * residual
     running = bool(active.any())
     while running:
         v = A(p)
         alpha = _ratio(rho, _dot(shadow, v))
-        s = r - alpha * v
+        s = torch.addcmul(r, alpha, v, value=-1)
         t = A(s)
         omega = _ratio(_dot(t, s), _dot(t, t))
-        u = torch.addcmul(u, alpha, p).addcmul_(omega, s)
-        r = s - omega * t
+        u.addcmul_(alpha, p).addcmul_(omega, s)
+        r = torch.addcmul(s, omega, t, value=-1)
         rho, rho_old = _dot(shadow, r), rho
-        ahead = alpha * omega
-        p = torch.addcmul(r, _ratio(rho, rho_old) * _ratio(alpha, omega), p - omega * v)
-        iterations += 2 * active
+        beta = _ratio(rho, rho_old) * _ratio(alpha, omega)
+        p.addcmul_(omega, v, value=-1).mul_(beta).add_(r)
+        products += 2
 
         size = vector_norm(r, dim=1)
-        healthy = (rho.abs()[:, 0] > least * size) & (ahead[:, 0] != 0) & p.sum(dim=1).isfinite()
-        last = iterations + 3 > max_iter
-        ask = active & (accepted(size, u) | ~healthy | last)
+        healthy = (rho.abs() > (least * size)[:, None]) & (beta != 0) & beta.isfinite()
+        ask = active & (accepted(size, u) | ~healthy[:, 0])
+        last = torch.zeros_like(active)
+        if products + asked + 3 > max_iter:
+            last = active & (products + iterations + 3 > max_iter)
+            ask |= last
         if ask.any():
             true = b - A(torch.where(ask[:, None], u, 0))
             size = vector_norm(true, dim=1)
+            asked += 1
             iterations += ask.to(iterations.dtype)
             done = ask & accepted(size, u)
             gained = ask & (size < 0.9 * residual)
@@ -460,7 +530,9 @@ def _bicgstab(
             best, residual = torch.where(keep[:, None], u, best), torch.where(keep, size, residual)
             status = torch.where(done, Status.CONVERGED, status)
             status = torch.where(ask & ~done & ~gained & ~last, Status.STALLED, status)
-            active = active & ~done & ~(ask & ~gained) & ~last
+            ends = done | (ask & ~gained) | last
+            iterations += products * ends
+            active = active & ~ends
             again, on = (ask & active)[:, None], active[:, None]
             r = torch.where(again, true, torch.where(on, r, 0))
             p = torch.where(again, true, torch.where(on, p, 0))

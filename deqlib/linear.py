@@ -87,10 +87,37 @@ def equilibrium_map(theta: LinearDEQ) -> Tensor:
     try:
         return torch.linalg.solve(P, theta.U)
     except torch.linalg.LinAlgError as error:
-        raise ValueError(
-            "W has the eigenvalue 1, so I − W is singular and z = W z + U x has no unique "
-            f"equilibrium ({error})"
-        ) from error
+        raise _singular(error) from error
+
+
+def _singular(error: Exception) -> ValueError:
+    return ValueError(
+        "W has the eigenvalue 1, so I − W is singular and z = W z + U x has no unique "
+        f"equilibrium ({error})"
+    )
+
+
+class _Factors(NamedTuple):
+    """The LU factors of P = I − W: one factorisation for F and for the adjoint q."""
+
+    LU: Tensor
+    pivots: Tensor
+
+    @classmethod
+    def of(cls, theta: LinearDEQ) -> _Factors:
+        try:
+            return cls(*torch.linalg.lu_factor(resolvent_inverse(theta)))
+        except torch.linalg.LinAlgError as error:
+            raise _singular(error) from error
+
+    def equilibrium(self, U: Tensor) -> Tensor:
+        """F = P⁻¹ U."""
+        return torch.linalg.lu_solve(self.LU, self.pivots, U)
+
+    def pull_back(self, F: Tensor, G: Tensor) -> LinearDEQ:
+        """(q Fᵀ, q) with q = P⁻ᵀ G: from the gradient in F to that in (W, U)."""
+        q = torch.linalg.lu_solve(self.LU, self.pivots, G, adjoint=True)
+        return LinearDEQ(W=q @ F.mT, U=q)
 
 
 def predict(theta: LinearDEQ, X: Tensor) -> Tensor:
@@ -115,31 +142,37 @@ def loss(theta: LinearDEQ, S: Tensor, A: Tensor) -> Tensor:
     return 0.5 * ((R @ S) * R).sum((-2, -1))
 
 
-def _pull_back(theta: LinearDEQ, F: Tensor, G: Tensor) -> LinearDEQ:
-    """(q Fᵀ, q) with q = P⁻ᵀ G: from the gradient in F to that in (W, U)."""
-    q = torch.linalg.solve(resolvent_inverse(theta).mT, G)
-    return LinearDEQ(W=q @ F.mT, U=q)
-
-
 def gradient_from(theta: LinearDEQ, G: Tensor) -> LinearDEQ:
     """(∂L/∂W, ∂L/∂U) for any loss L = ℓ(F), from G = ∂ℓ/∂F of shape (*batch, p, d).
 
     ∂L/∂U = q = P⁻ᵀ G and ∂L/∂W = q Fᵀ (theorem `linear-gradient`).
     """
-    F = equilibrium_map(theta)
+    factors = _Factors.of(theta)
+    F = factors.equilibrium(theta.U)
     if G.shape[-2:] != F.shape[-2:]:
         raise ValueError(
             f"G has shape {tuple(G.shape)}; it must be (*batch, {F.shape[-2]}, {F.shape[-1]}), "
             "the shape of F"
         )
-    return _pull_back(theta, F, G)
+    return factors.pull_back(F, G)
 
 
 def gradient(theta: LinearDEQ, S: Tensor, A: Tensor) -> LinearDEQ:
     """Gradient of `loss`: q = P⁻ᵀ (F − A) S and (q Fᵀ, q) (theorem `linear-gradient`)."""
     _check_problem(theta, S, A)
-    F = equilibrium_map(theta)
-    return _pull_back(theta, F, (F - A) @ S)
+    factors = _Factors.of(theta)
+    F = factors.equilibrium(theta.U)
+    return factors.pull_back(F, (F - A) @ S)
+
+
+def loss_and_gradient(theta: LinearDEQ, S: Tensor, A: Tensor) -> tuple[Tensor, LinearDEQ]:
+    """`loss`, of shape (*batch), and its `gradient`, from one factorisation of I − W."""
+    _check_problem(theta, S, A)
+    factors = _Factors.of(theta)
+    F = factors.equilibrium(theta.U)
+    R = F - A
+    G = R @ S
+    return 0.5 * (G * R).sum((-2, -1)), factors.pull_back(F, G)
 
 
 def direction(q: Tensor, z: Tensor, X: Tensor) -> LinearDEQ:

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import layer, report, timing, training
+from benchmarks import flows, layer, levers, report, timing, training
 from benchmarks.__main__ import main
 from benchmarks.report import Group
 from benchmarks.timing import Contender, best_peer, measured, ratios, tuned
+from deqlib import linear
+from deqlib.implicit import equilibrium
 
-OURS = {"deqlib, Picard", "deqlib, Anderson", "unrolled autograd", "hand-written loop"}
+OURS = {*layer.DEQLIB, "unrolled autograd", "hand-written loop"}
 KERNEL = "one f in torch"
 
 
@@ -62,6 +64,71 @@ def test_tuning_finds_the_loose_end() -> None:
     assert tuned(c, (1e-6,), 1e-2)
     assert 1e-6 / 4 <= 10 * c.tol <= 1e-6
     assert not tuned(Contender("b", lambda tol: tol, lambda tol: (float("nan"),)), (1e-6,), 1e-2)
+
+
+def test_tuning_looks_between_a_success_and_a_failure() -> None:
+    # The error jumps at 1e-4, where proportion says nothing: the answer is just below.
+    tried: list[float] = []
+
+    def error(tol: float) -> tuple[float]:
+        tried.append(tol)
+        return (1e-9 if tol < 1e-4 else 1.0,)
+
+    c = Contender("jump", lambda tol: tol, error)
+    assert tuned(c, (1e-6,), 1e-6)
+    assert max(t for t in tried if t < 1e-4) == c.tol > 1e-5
+
+
+def test_why_counts_what_deqlib_evaluates() -> None:
+    p = layer.problem(8, 4, 0.5)
+    everyone = [c for c in layer.contenders(p) if c.name in {*OURS, KERNEL}]
+    for c in everyone:
+        c.tol = c.tol if c.tol == c.tol else 1e-6
+        c.seconds = [1.0] if c.name == KERNEL else [100.0]
+    everyone = [c for c in everyone if c.name not in layer.DEQLIB or c.name == "deqlib, Picard"]
+    count = layer.evaluations(p, 1e-6, "deqlib, Picard")
+    W, x = layer.leaves(p)
+    calls: list[int] = []
+    e = equilibrium(
+        lambda z: (calls.append(1), torch.tanh(z @ W.T + x))[1],
+        torch.zeros_like(x), method="picard", tol=1e-6,
+    )  # fmt: skip
+    assert count == len(calls) - 1 + 8  # one more looks for the gradient; J has 8 rows
+    assert e.forward.converged.all()
+    said = layer.why(p, everyone)
+    assert f"{count} evaluations" in said
+    assert f"are {count / 100:.2f} of deqlib's time" in said
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_the_gradient_written_out_is_the_gradient(count: int) -> None:
+    theta, S, A = flows.problems(count)
+    S_last, A_last = (t.movedim(0, -1) for t in (S, A))
+    found = levers.written_out(flows.joined(theta).T, S_last, A_last).T
+    exact = flows.joined(linear.gradient(theta, S, A))
+    torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-12)
+
+
+def test_every_lever_of_the_layer_and_of_training_meets_the_targets() -> None:
+    everyone = levers.of_the_layer(layer.problem(8, 4, 0.5))
+    assert everyone[0].name == levers.PLAIN
+    for c in everyone:
+        if "compiled" not in c.name:  # which needs a compiler of C++
+            assert tuned(c, layer.TARGET, 1e-6)
+    for c in levers.of_training(3, 4, 5):
+        assert tuned(c, training.TARGET, 0)
+
+
+def test_a_lever_stands_beside_the_time_without_it() -> None:
+    plain = Contender(levers.PLAIN, lambda _: None, seconds=[2.0, 2.0, 2.0])
+    lever = Contender("a lever", lambda _: None, seconds=[1.0, 3.0, 1.5])
+    group = Group("levers", "a layer", [plain, lever], ["no compiler"], {}, "")
+    assert report.levers([group], levers.PLAIN)[1:] == [
+        ["a layer", levers.PLAIN, "2000", "1.00 (1.00 to 1.00)"],
+        ["a layer", "a lever", "1500", "0.75 (0.50 to 1.50)"],
+        ["a layer", "no compiler", "missed the accuracy", ""],
+    ]
+    assert len(report.summary([group])) == 1  # no row of its own
 
 
 def test_training_agrees_with_the_loop_by_hand() -> None:

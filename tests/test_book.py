@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import contents
 import pytest
 import yaml
 
-from deqlib.theorems import THEOREMS
+from deqlib.theorems import FINDINGS, THEOREMS
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
-PAGES = sorted(ROOT.glob("book/*.md"))
+PAGES = sorted(ROOT.glob("book/**/*.md"))
 
 
 def markdown(path: Path) -> str:
@@ -57,18 +58,20 @@ DIRECTIVES = [one for path, text in TEXTS.items() for one in directives(path, te
 STATED = {one.label: one for one in DIRECTIVES if one.kind == "prf:theorem"}
 
 
-def toc_files() -> list[str]:
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    return [toc["root"]] + [c["file"] for part in toc["parts"] for c in part["chapters"]]
-
-
 def test_table_of_contents_and_files_are_the_same() -> None:
     files = [p.relative_to(ROOT).with_suffix("").as_posix() for p in TEXTS]
-    assert sorted(toc_files()) == sorted(files)
+    assert sorted(contents.PAGES) == sorted(files)
 
 
 def test_theorems_and_objects_are_the_same() -> None:
     assert set(STATED) == set(THEOREMS)
+
+
+def test_every_theorem_has_its_page_in_the_order_of_the_book() -> None:
+    """A page is named by its label and holds one directive, which writes the rest."""
+    assert [f"book/theorems/{label}" for label in THEOREMS] == contents.THEOREM_PAGES
+    for page in contents.THEOREM_PAGES:
+        assert TEXTS[ROOT / f"{page}.md"] == ":::{theorem-page}\n:::\n", page
 
 
 @pytest.mark.parametrize("label", THEOREMS)
@@ -89,6 +92,38 @@ def test_theorem_is_proved_after_it_is_stated(label: str) -> None:
     assert "{prf:proof}" in text[text.index(f":label: {label}") :]
 
 
+@pytest.mark.parametrize("label", FINDINGS)
+def test_finding_stands_in_its_chapter_and_is_no_theorem(label: str) -> None:
+    target = re.fullmatch(r"\{(?:prf:)?ref\}`([^`]+)`", FINDINGS[label].where)
+    assert target is not None
+    chapter = next(path for path in CHAPTERS if path.stem == FINDINGS[label].chapter)
+    anchored = {one.label for one in directives(chapter, TEXTS[chapter])}
+    anchored |= set(re.findall(r"^\(([\w-]+)\)=$", TEXTS[chapter], flags=re.M))
+    assert target[1] in anchored
+    assert label not in STATED
+
+
+@pytest.mark.parametrize("label", [*THEOREMS, *FINDINGS])
+def test_theorem_has_its_own_tests(label: str) -> None:
+    stem = type({**THEOREMS, **FINDINGS}[label]).__module__.rsplit(".", 1)[1]
+    assert (ROOT / "tests" / f"test_{stem}.py").is_file()
+
+
+def test_open_questions_are_references_that_exist() -> None:
+    """Roles point at labels and pages of the book; each question ends and names a place."""
+    labels = {one.label for one in DIRECTIVES}
+    for text in TEXTS.values():
+        labels |= set(re.findall(r"^\(([\w-]+)\)=$", text, flags=re.M))
+        labels |= set(re.findall(r"^\$\$[ ]*\(([\w-]+)\)[ ]*$", text, flags=re.M))
+    for theorem in [*THEOREMS.values(), *FINDINGS.values()]:
+        for question in theorem.open_questions:
+            roles = re.findall(r"\{([\w:]+)\}`([^`]+)`", question)
+            assert roles, question
+            for kind, target in roles:
+                known = set(contents.PAGES) if kind == "doc" else labels
+                assert target.lstrip("/") in known, (theorem.label, target)
+
+
 def test_labels_are_unique_and_no_file_names() -> None:
     labels = [one.label for one in DIRECTIVES if one.label]
     for text in TEXTS.values():
@@ -96,7 +131,8 @@ def test_labels_are_unique_and_no_file_names() -> None:
         labels += re.findall(r"^\$\$[ ]*\(([\w-]+)\)[ ]*$", text, flags=re.M)
     repeated = [label for label, count in Counter(labels).items() if count > 1]
     assert repeated == []
-    assert set(labels).isdisjoint(path.stem for path in TEXTS)
+    pages = {path.stem for path in TEXTS}
+    assert set(labels).isdisjoint(pages - set(THEOREMS)), "but for a theorem's own page"
 
 
 def bib_keys() -> list[str]:

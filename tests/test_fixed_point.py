@@ -22,6 +22,7 @@ from deqlib.fixed_point import (
 
 f64 = torch.float64
 METHODS = ["picard", "anderson", "newton"]
+ANY_METHOD = [*METHODS, Picard(every=3)]
 modest = settings(deadline=None, derandomize=True, max_examples=25)
 
 
@@ -43,7 +44,7 @@ def affine(seed, rho, batch=(3,), n=4, dtype=f64):
 @given(
     seed=st.integers(0, 10**6),
     rho=st.floats(0.0, 0.95),
-    method=st.sampled_from(METHODS),
+    method=st.sampled_from(ANY_METHOD),
     dtype=st.sampled_from([torch.float32, f64]),
     power=st.floats(0.2, 0.65),
 )
@@ -112,6 +113,42 @@ def test_damping_tames_a_steep_slope(damping, status):
     assert s.status == status
     if status == Status.CONVERGED:
         assert s.z.item() == pytest.approx(0.25, rel=1e-9)
+
+
+@pytest.mark.parametrize("every", [2, 3, 7])
+def test_picard_judged_every_few_evaluations_ends_at_a_point_of_the_same_orbit(every):
+    f, z0, _ = affine(5, 0.8, batch=(20,))
+    calls = []
+    spy = lambda z: (calls.append(1), f(z))[1]  # noqa: E731
+    s = solve(spy, z0, method=Picard(every=every), tol=1e-8)
+    one = solve(f, z0, method="picard", tol=1e-8)
+    assert s.converged.all()
+    assert ((s.iterations - 1) % every == 0).all()
+    assert (s.iterations >= one.iterations).all()
+    assert (s.iterations < one.iterations + every).all()
+    assert len(calls) == s.iterations.max()  # what is reported is what was spent
+    assert torch.equal(s.residual, vector_norm(f(s.z) - s.z, dim=-1))
+    z = z0
+    for k in range(int(s.iterations.max())):
+        ends = s.iterations == k + 1
+        torch.testing.assert_close(s.z[ends], z[ends], rtol=1e-12, atol=1e-12)
+        z = f(z)
+
+
+def test_picard_judged_every_few_evaluations_stays_below_the_cap():
+    calls = []
+    spy = lambda z: (calls.append(1), 0.999 * z + 1)[1]  # noqa: E731
+    s = solve(spy, torch.zeros(1, dtype=f64), method=Picard(every=4), max_iter=10, throw=False)
+    assert s.status == Status.MAX_ITER
+    assert s.iterations == len(calls) == 9
+
+
+def test_an_overflow_between_two_judgements_is_a_divergence():
+    # z ← z² overflows from 1e3 within ten evaluations, long before the first judgement is due.
+    z0 = torch.tensor([[0.5], [1e3], [0.1]], dtype=f64)
+    s = solve(lambda z: z**2, z0, method=Picard(every=20), throw=False)
+    assert s.status.tolist() == [Status.CONVERGED, Status.DIVERGED, Status.CONVERGED]
+    assert s.z.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, f64])
@@ -292,7 +329,7 @@ def test_a_failed_sample_returns_the_best_point_it_tried(method):
 @given(
     a=st.lists(st.sampled_from([-0.9, 0.2, 0.7, 0.99, 40.0]), min_size=2, max_size=6),
     poison=st.lists(st.sampled_from([0.0, 0.3, math.nan, math.inf, 1e200]), min_size=6, max_size=6),
-    method=st.sampled_from(METHODS),
+    method=st.sampled_from(ANY_METHOD),
 )
 def test_a_sample_does_not_notice_its_companions(a, poison, method):
     a = torch.tensor(a, dtype=f64)[:, None]

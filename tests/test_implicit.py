@@ -11,7 +11,7 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.func import functional_call
 from torch.linalg import matrix_norm, vector_norm
 
-from deqlib.fixed_point import NotConvergedError, Status
+from deqlib.fixed_point import NotConvergedError, Picard, Status
 from deqlib.implicit import Equilibrium, equilibrium
 
 f64 = torch.float64
@@ -228,6 +228,35 @@ def test_every_road_from_a_tensor_to_f_is_seen(road, direct_below):
     ours, unrolled = (grad((weight * t).sum(), (W0, V0)) for t in (z, y))
     torch.testing.assert_close(ours, unrolled, rtol=1e-8, atol=1e-9)
     assert all((t != 0).any() for t in ours)
+
+
+def test_a_tensor_that_f_uses_at_the_equilibrium_only_is_seen():
+    # At the start z0 = 0 this f is a constant.
+    w = torch.tensor(0.5, dtype=f64, requires_grad=True)
+    f = lambda z: w * z + 1 if (z > 0).all() else torch.ones_like(z)  # noqa: E731
+    z = equilibrium(f, torch.zeros(2, 3, dtype=f64)).z
+    (g,) = grad(z.sum(), w)
+    assert g.item() == pytest.approx(6 / (1 - 0.5) ** 2)
+
+
+def test_a_compiled_f_has_the_gradient_of_the_f_that_was_compiled():
+    f = torch.compile(lambda z: torch.tanh(z @ W0.T + V0), backend="eager")
+    gradients = []
+    for way in (f, lambda z: torch.tanh(z @ W0.T + V0)):
+        z = equilibrium(way, torch.zeros(2, 4, dtype=f64)).z
+        first = grad((z**2).sum(), (W0, V0), create_graph=True)
+        gradients.append((z, *first, *grad(first[0].sum(), (W0, V0))))
+    torch.testing.assert_close(*gradients)
+
+
+def test_f_is_evaluated_once_more_than_the_solve_and_once_in_a_backward_pass():
+    W, U, x, z0 = contraction(5)
+    calls = []
+    f = lambda z: (calls.append(1), torch.tanh(z @ W.T + x @ U.T))[1]  # noqa: E731
+    e = equilibrium(f, z0, direct_below=KRYLOV)
+    assert len(calls) == int(e.forward.iterations.max()) + 1
+    e.z.sum().backward()
+    assert len(calls) == int(e.forward.iterations.max()) + 2
 
 
 def test_f_may_return_a_tensor_it_closes_over():
@@ -462,6 +491,43 @@ def test_a_zero_cotangent_costs_nothing_and_a_bad_one_is_named(direct_below):
     torch.testing.assert_close(g[2] * 1e200, one[2])
 
 
+@pytest.mark.parametrize("adjoint", ["picard", Picard(every=4), "anderson", "newton"])
+def test_an_iterated_adjoint_agrees_with_the_krylov_one(adjoint):
+    W, U, x, z0 = contraction(16, n=6, batch=5, rho=0.8)
+    gradients = []
+    for options in ({"adjoint": adjoint}, {"direct_below": KRYLOV}):
+        e = equilibrium(lambda z: torch.tanh(z @ W.T + x @ U.T), z0, tol=1e-12, **options)
+        first = grad((e.z**2).sum(), (W, U, x), create_graph=True)
+        second = grad(sum((t**2).sum() for t in first), (W, U, x))
+        assert all(report.converged.all() for report in e.adjoint)
+        assert {report.transposed for report in e.adjoint} == {True, False}
+        gradients.append((*first, *second))
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+
+
+def test_an_iterated_adjoint_reports_its_residual_and_its_divergence():
+    # f(z) = W z + x with ρ(Wᵀ) = 0.9 in one entry and 1.5 in the other.
+    W = torch.diag(torch.tensor([0.9, 1.5], dtype=f64))
+    x = torch.ones(2, 2, dtype=f64, requires_grad=True)
+    e = equilibrium(
+        lambda z: z @ W.T + x, torch.zeros(2, 2, dtype=f64), method="newton", adjoint="picard",
+        throw=False, tol=1e-6,
+    )  # fmt: skip
+    g = torch.eye(2, dtype=f64)
+    (u,) = grad(e.z, x, g)
+    (report,) = e.adjoint
+    assert report.status.tolist() == [Status.CONVERGED, Status.DIVERGED]
+    torch.testing.assert_close(report.residual, vector_norm(g - (u - u @ W), dim=1))
+    assert u[0, 0].item() == pytest.approx(10, rel=1e-4)
+    with pytest.raises(NotConvergedError, match=r"adjoint of an equilibrium.*1 diverged"):
+        grad(
+            equilibrium(
+                lambda z: z @ W.T + x, torch.zeros(2, 2, dtype=f64), method="newton",
+                adjoint="picard",
+            ).z, x, g,
+        )  # fmt: skip
+
+
 # ------------------------------------------------------------------------- samples that went wrong
 
 
@@ -573,6 +639,8 @@ def test_any_batch_and_any_state(shape, state_ndim, direct_below):
         ({"direct_below": -1}, ValueError, "direct_below is -1; it must be an integer >= 0"),
         ({"direct_below": 1.5}, ValueError, "direct_below is 1.5"),
         ({"method": "broyden"}, ValueError, "method is 'broyden'"),
+        ({"adjoint": "gmres"}, ValueError, "adjoint is 'gmres'; it must be one of"),
+        ({"adjoint": 3}, TypeError, "adjoint is 3; it must be a name or a Picard"),
         ({"tol": 0.0}, ValueError, "tol is 0.0"),
         ({"max_iter": 2}, NotConvergedError, "reached max_iter"),
     ],

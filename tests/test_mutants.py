@@ -81,20 +81,25 @@ MUTANTS = {
         "return LinearDEQ(W=2 * q @ F.mT, U=2 * q)",
     ),
     "gradient: adjoint without its transpose": (
-        "linear-gradient", linear, "torch.linalg.solve(resolvent_inverse(theta).mT, G)",
-        "torch.linalg.solve(resolvent_inverse(theta), G)",
+        "linear-gradient", linear, "lu_solve(self.LU, self.pivots, G, adjoint=True)",
+        "lu_solve(self.LU, self.pivots, G)",
+    ),
+    "gradient: equilibrium of the transposed layer": (
+        "linear-gradient", linear, "lu_solve(self.LU, self.pivots, U)",
+        "lu_solve(self.LU, self.pivots, U, adjoint=True)",
     ),
     "gradient: adjoint left out (Jacobian-free)": (
-        "linear-gradient", linear, "q = torch.linalg.solve(resolvent_inverse(theta).mT, G)",
+        "linear-gradient", linear,
+        "q = torch.linalg.lu_solve(self.LU, self.pivots, G, adjoint=True)",
         "q = G",
     ),
     "gradient: S left out": (
-        "linear-gradient", linear, "return _pull_back(theta, F, (F - A) @ S)",
-        "return _pull_back(theta, F, F - A)",
+        "linear-gradient", linear, "return factors.pull_back(F, (F - A) @ S)",
+        "return factors.pull_back(F, F - A)",
     ),
-    "gradient: U in place of F": (
+    "gradient: G in place of F": (
         "linear-gradient", linear, "return LinearDEQ(W=q @ F.mT, U=q)",
-        "return LinearDEQ(W=q @ theta.U.mT, U=q)",
+        "return LinearDEQ(W=q @ G.mT, U=q)",
     ),
     "model: I + W in place of I − W": (
         "conservation-law", linear, "device=theta.W.device) - theta.W",
@@ -136,12 +141,12 @@ MUTANTS = {
     ),
     # fixed_point.py --------------------------------------------------------------------------
     "Picard: steps away from f(z)": (
-        "picard-rate", fixed_point, "lambda z, g, r: z + self.damping * g",
-        "lambda z, g, r: z - self.damping * g",
+        "picard-rate", fixed_point, "g.mul_(self.damping).add_(z)",
+        "g.mul_(-self.damping).add_(z)",
     ),
     "Picard: damping ignored": (
-        "picard-rate", fixed_point, "lambda z, g, r: z + self.damping * g",
-        "lambda z, g, r: z + g",
+        "picard-rate", fixed_point, "g.mul_(self.damping).add_(z)",
+        "g.add_(z)",
     ),
     "solve: reports a residual that is not that of the returned point": (
         "picard-rate", fixed_point, "torch.where(keep, r, residual)",

@@ -208,6 +208,74 @@ def test_fit_reports_what_has_not_converged():
     assert not bool(found.converged.any())
 
 
+@pytest.mark.parametrize(
+    "link",
+    [activations.tanh, activations.softplus, activations.leaky_relu(0.2)],
+    ids=lambda link: link.name,
+)
+def test_curvature_is_the_derivative_of_the_gradient(link):
+    _, problem = problems(13, 3, link)
+    y, X = problem.y + 0.5, problem.X
+    at = single_index.flat(problem.start)
+
+    def gradient(v):
+        return single_index.flat(single_index.gradient(link, single_index.unflat(v), X, y))
+
+    units = 1e-5 * torch.eye(at.shape[-1], dtype=torch.float64)
+    slopes = torch.stack([(gradient(at + e) - gradient(at - e)) / 2e-5 for e in units], dim=-1)
+    u = single_index.preactivation(link, at[:, :1], single_index.index(single_index.unflat(at), X))
+    G, J = noise.curvature(link, at[:, 0], u, X, y)
+    # Central differences err by h² = 1e-10 and by rounding eps/h = 1e-11.
+    assert torch.allclose(J, slopes, rtol=1e-7, atol=1e-8)
+    assert torch.allclose(G, one_point.hessian(link, single_index.unflat(at), X), rtol=1e-12)
+    assert not torch.allclose(G, slopes, rtol=1e-2, atol=1e-2)
+
+
+def noisy_tanh(B=100):
+    """Hundred noisy samples and a student whose a and w are hard to tell apart."""
+    generator = torch.Generator().manual_seed(21)
+    teacher = SingleIndexDEQ(
+        torch.tensor(0.3, dtype=torch.float64), torch.tensor([1.0, -0.6, 0.4], dtype=torch.float64)
+    )
+    many = SingleIndexDEQ(teacher.a.expand(B), teacher.w.expand(B, 3))
+    X = single_index.random_inputs(generator, 100, 3, "gaussian", batch=(B,))
+    xi = 0.3 * torch.randn(B, 100, generator=generator, dtype=torch.float64)
+    return X, single_index.predict(activations.tanh, many, X) + xi, many
+
+
+def test_fit_settles_at_large_misfits_where_gauss_and_newton_overshoot(monkeypatch):
+    X, y, start = noisy_tanh()
+    found = noise.fit(activations.tanh, X, y, start)
+    g = single_index.flat(single_index.gradient(activations.tanh, found.theta, X, y)).norm(dim=-1)
+    # ∇L is a mean of terms of size 1: at the minimiser it is rounding, whatever the valley.
+    assert float(g[found.converged].max()) < 1e-12
+    assert bool((found.step[found.converged] <= 1e-10).all())
+    settled = int(found.converged.sum())
+    monkeypatch.setattr(noise, "NEAR", 0.0)  # Gauss–Newton alone
+    alone = noise.fit(activations.tanh, X, y, start)
+    assert settled >= int(alone.converged.sum()) + 3
+
+
+def test_fit_says_when_there_is_no_minimiser():
+    """The best student of a line clipped at ±1 lies at infinity (chapter 16)."""
+    generator = torch.Generator().manual_seed(14)
+    X = single_index.random_inputs(generator, 200, 2, "gaussian")
+    unit = torch.tensor([0.8, -0.6], dtype=torch.float64)
+    start = SingleIndexDEQ(torch.tensor(0.0, dtype=torch.float64), unit)
+    found = noise.fit(activations.tanh, X, (X @ unit).clamp(-1, 1), start)
+    assert bool(found.runaway)
+    assert not bool(found.converged)
+    # A teacher of the student's kind has a minimiser: itself.
+    target = SingleIndexDEQ(start.a - 5, 6 * unit)
+    y = single_index.predict(activations.tanh, target, X)
+    found = noise.fit(activations.tanh, X, y, start)
+    assert bool(found.converged)
+    assert not bool(found.runaway)
+    # A search cut off early has not run away, it has not arrived.
+    cut = noise.fit(activations.tanh, X, y, start, max_iter=2)
+    assert not bool(cut.runaway | cut.converged)
+
+
 def test_fit_refuses_a_start_without_an_equilibrium():
     _, problem = problems(12, 2, activations.tanh)
     start = SingleIndexDEQ(torch.full((2,), 1.5, dtype=torch.float64), problem.start.w)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from deqlib.theorems import THEOREMS, Hypothesis, Measurement, Theorem, verify
+from deqlib.theorems import FINDINGS, THEOREMS, Hypothesis, Measurement, Theorem, verify
 from deqlib.theorems.ledger import ledger
 
 DRAWS = 60  # the theorems' own test files draw hundreds; these are about the machinery
@@ -150,6 +150,13 @@ def test_registry_keys_are_the_labels_in_the_order_of_the_book() -> None:
     assert [t.label for t in THEOREMS.values()] == list(THEOREMS)
     chapters = [t.chapter for t in THEOREMS.values()]
     assert chapters == sorted(chapters)
+
+
+def test_what_is_proved_and_what_is_not_are_kept_apart() -> None:
+    assert {t.status for t in THEOREMS.values()} == {"proved"}
+    assert {f.status for f in FINDINGS.values()} == {"asymptotic", "evidence"}
+    assert [f.label for f in FINDINGS.values()] == list(FINDINGS)
+    assert set(FINDINGS).isdisjoint(THEOREMS)
 
 
 @pytest.mark.parametrize("label", list(THEOREMS))

@@ -1,9 +1,10 @@
-"""The ``ledger`` directive: every theorem object of deqlib, checked while the book is built.
+"""The ``ledger`` directive: every theorem and finding of deqlib, checked while the book is built.
 
 No number on the ledger page is typed. Each build draws the instances again, measures them, drops
 each hypothesis in turn, and writes what it saw. Whatever is not as the statement says is a
 warning, and `make book` treats warnings as errors. What was seen is kept beside the notebooks'
 stored runs, in a folder that changes with deqlib, so an unchanged deqlib is not checked twice.
+The ``open-questions`` directive lists what the same objects say is open about them.
 """
 
 from __future__ import annotations
@@ -27,12 +28,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def list_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def list_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], name: str = "ledger"
+) -> list[str]:
     """A table as MyST lines; each cell is MyST too."""
-    lines = [":::{list-table}", ":header-rows: 1", ":class: ledger", ""]
+    lines = [":::{list-table}", ":header-rows: 1", f":class: {name}", ""]
     for row in [header, *rows]:
         lines += [f"* - {row[0]}", *(f"  - {cell}" for cell in row[1:])]
     return [*lines, ":::", ""]
+
+
+def stated(theorem: Theorem[Any]) -> str:
+    """Where the book states it, as a reference."""
+    return getattr(theorem, "where", f"{{prf:ref}}`{theorem.label}`")
+
+
+def named(theorem: Theorem[Any]) -> str:
+    """Where the book states it, and a link to what the ledger saw."""
+    return f"{stated(theorem)}: {{ref}}`ledger-{theorem.label}`"
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
@@ -41,7 +54,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
         ["Statement", "Status", "Holds on", "Worst margin", "Tightness", "Fails without"],
         [
             [
-                f"{{prf:ref}}`{row.theorem.label}`: {{ref}}`ledger-{row.theorem.label}`",
+                named(row.theorem),
                 row.theorem.status,
                 f"{row.verdict.draws - row.verdict.failures} of {row.verdict.draws}",
                 f"{row.verdict.worst_margin:.2g}",
@@ -56,6 +69,9 @@ def summary(rows: Sequence[Row]) -> list[str]:
 def details(row: Row) -> list[str]:
     """One theorem: statement, where it stands, and what each hypothesis is worth."""
     theorem, verdict = row.theorem, row.verdict
+    said = {"proved": "Stated and proved as", "asymptotic": "Derived to leading order in"}.get(
+        theorem.status, "Measured, not proved:"
+    )
     hypotheses = []
     for name, hypothesis in theorem.hypotheses.items():
         dropped = row.dropped.get(name)
@@ -70,37 +86,63 @@ def details(row: Row) -> list[str]:
     return [
         theorem.statement,
         "",
-        f"Stated and proved as {{prf:ref}}`{theorem.label}` in "
-        f"{{doc}}`/notebooks/{theorem.chapter}`. The instance that fits worst "
+        f"**Status: {theorem.status}.** {said} {stated(theorem)} in "
+        f"{{doc}}`/notebooks/{theorem.chapter}`. It holds on "
+        f"{verdict.draws - verdict.failures} of {verdict.draws} instances, with a worst margin of "
+        f"{verdict.worst_margin:.2g} and a tightness of {verdict.tightness:.2g}. The instance that "
+        f"fits worst "
         f"is number {verdict.worst_index} of seed {verdict.seed}, in the conclusion "
         f"“{verdict.worst_conclusion}”.",
         "",
         *list_table(["Hypothesis", "It says", "Its part", "Without it, the check"], hypotheses),
+        *(f"*Open:* {question}\n" for question in theorem.open_questions),
     ]
 
 
-class Ledger(SphinxDirective):
-    option_spec = {"draws": directives.positive_int, "seed": directives.nonnegative_int}
+def objects(what: str) -> dict[str, Theorem[Any]]:
+    from deqlib.theorems import FINDINGS, THEOREMS
+
+    return dict(THEOREMS) if what == "theorems" else dict(FINDINGS)
+
+
+class Objects(SphinxDirective):
+    """What the two directives share."""
+
+    def parsed(self, lines: list[str]) -> list[nodes.Node]:
+        parent = nodes.Element()
+        source, _ = self.get_source_info()
+        self.state.nested_parse(StringList(lines, source=source), 0, parent)
+        return parent.children
+
+
+class Ledger(Objects):
+    """One table and one section for each of the ``theorems`` (default) or of the ``findings``."""
+
+    option_spec = {
+        "draws": directives.positive_int,
+        "seed": directives.nonnegative_int,
+        "what": lambda said: directives.choice(said, ("theorems", "findings")),
+    }
 
     def run(self) -> list[nodes.Node]:
-        from deqlib.theorems import THEOREMS
-
         self.env.note_reread()
-        page = self.page(self.options.get("draws", 200), self.options.get("seed", 0))
+        shown = objects(self.options.get("what", "theorems"))
+        page = self.page(shown)
         for surprise in page["surprises"]:
             logger.warning(surprise, location=self.get_location())
-        sections = [self.section(THEOREMS[label], page["details"][label]) for label in THEOREMS]
+        sections = [self.section(shown[label], page["details"][label]) for label in shown]
         return [*self.parsed(page["summary"]), *sections]
 
-    def page(self, draws: int, seed: int) -> dict[str, Any]:
+    def page(self, shown: dict[str, Theorem[Any]]) -> dict[str, Any]:
         """The page's lines of MyST, from this build or from one with the same deqlib."""
-        from deqlib.theorems import THEOREMS
         from deqlib.theorems.ledger import ledger
 
-        stored = Path(self.config.nb_execution_cache_path) / f"ledger-{draws}-{seed}.json"
+        draws, seed = self.options.get("draws", 200), self.options.get("seed", 0)
+        name = f"{self.options.get('what', 'theorems')}-{draws}-{seed}.json"
+        stored = Path(self.config.nb_execution_cache_path) / name
         if stored.is_file():
             return json.loads(stored.read_text(encoding="utf-8"))
-        rows = ledger(THEOREMS.values(), draws, seed, progress=False)
+        rows = ledger(shown.values(), draws, seed, progress=False)
         page = {
             "summary": summary(rows),
             "details": {row.theorem.label: details(row) for row in rows},
@@ -109,12 +151,6 @@ class Ledger(SphinxDirective):
         stored.parent.mkdir(parents=True, exist_ok=True)
         stored.write_text(json.dumps(page), encoding="utf-8")
         return page
-
-    def parsed(self, lines: list[str]) -> list[nodes.Node]:
-        parent = nodes.Element()
-        source, _ = self.get_source_info()
-        self.state.nested_parse(StringList(lines, source=source), 0, parent)
-        return parent.children
 
     def section(self, theorem: Theorem[Any], lines: list[str]) -> nodes.Element:
         name = f"ledger-{theorem.label}"
@@ -135,6 +171,24 @@ class Ledger(SphinxDirective):
         return [f"[`{p.as_posix()}`]({blob}/{p.as_posix()})" for p in [code, *tests]]
 
 
+class OpenQuestions(Objects):
+    """Every open question of a theorem or finding, in the order of the book."""
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_reread()
+        every = [*objects("theorems").values(), *objects("findings").values()]
+        order = sorted(every, key=lambda one: one.chapter)  # stable: theorems before findings
+        return self.parsed(
+            [
+                line
+                for theorem in order
+                for question in theorem.open_questions
+                for line in (f"- {named(theorem)}. {question}", "")
+            ]
+        )
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("ledger", Ledger)
+    app.add_directive("open-questions", OpenQuestions)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

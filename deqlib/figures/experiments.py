@@ -78,6 +78,31 @@ def ends(start: ArrayLike, end: ArrayLike, edge: float, chosen: int) -> Figure:
     return figure
 
 
+def risk_and_radius(
+    runs: Mapping[str, tuple[ArrayLike, ArrayLike]], predicted: Sequence[float]
+) -> Figure:
+    """Two panels over the steps: the risk, and the distance from the singular point.
+
+    ``runs[name]`` holds (risks, radii), one a step; ``predicted`` the radius foretold for each.
+    """
+    figure, axes = new(1, 2, height=3.3)
+    with style():
+        for (name, (risk, radius)), foretold, color, line in zip(
+            runs.items(), predicted, CYCLE, LINES, strict=False
+        ):
+            r, k = np.asarray(risk), np.arange(len(np.asarray(risk)))
+            shown = r > 1e-26
+            axes[0, 0].semilogy(k[shown], r[shown], linestyle=line, color=color, label=name)
+            axes[0, 1].plot(k, np.asarray(radius), linestyle=line, color=color, label=name)
+            label = "predicted" if color == CYCLE[0] else "_again"
+            bound_line(axes[0, 1], k[[0, -1]], [foretold, foretold], label=label)
+        axes[0, 0].set(title="risk", xlabel="step")
+        axes[0, 1].set(title="distance from the singular point", xlabel="step", ylim=(0, None))
+        axes[0, 0].legend(loc="lower left")
+        axes[0, 1].legend(loc="center right")
+    return figure
+
+
 def distances(panels: Mapping[str, tuple[ArrayLike, ArrayLike, float]]) -> Figure:
     """Distance from the target over the steps, one panel a run, beside the slope of the Hessian.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import Tensor
@@ -20,6 +22,7 @@ from deqlib.linear import LinearDEQ
 A_RANGE, U_RANGE = (-1.3, 3.3), (-2.3, 2.3)
 """The window of the (a, u) plane, centred on the singular point (1, 0)."""
 LEVELS = np.array([-9, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 2, 9])
+RAY = {"color": CYCLE[1], "linewidth": 2.6}
 
 
 def _scalar(a: Tensor, u: Tensor) -> LinearDEQ:
@@ -27,7 +30,9 @@ def _scalar(a: Tensor, u: Tensor) -> LinearDEQ:
     return LinearDEQ(a[..., None, None], u[..., None, None])
 
 
-def _draw_landscape(axis: Axes, target: float) -> None:
+def draw_landscape(
+    axis: Axes, target: float, cmap: str | Colormap = "Blues", ray: Mapping[str, Any] = RAY
+) -> None:
     """log₁₀ of ½ (u/(1−a) − A)², the singular line, its point and the minimisers."""
     # An even number of columns keeps a = 1 off the grid.
     a = torch.linspace(*A_RANGE, 300, dtype=torch.float64)
@@ -35,11 +40,9 @@ def _draw_landscape(axis: Axes, target: float) -> None:
     aa, uu = torch.meshgrid(a, u, indexing="xy")
     A = torch.tensor([[target]], dtype=torch.float64)
     value = linear.loss(_scalar(aa, uu), torch.ones(1, 1, dtype=torch.float64), A)
-    axis.contourf(
-        a, u, value.clamp_min(1e-8).log10(), levels=LEVELS, cmap="Blues", vmin=-3.5, vmax=4
-    )
+    axis.contourf(a, u, value.clamp_min(1e-8).log10(), levels=LEVELS, cmap=cmap, vmin=-3.5, vmax=4)
     ends = np.array(A_RANGE)
-    axis.plot(ends, (1 - ends) * target, color=CYCLE[1], linewidth=2.6)
+    axis.plot(ends, (1 - ends) * target, **ray)
     axis.axvline(1, color=INK, linewidth=1.6, linestyle=(0, (2, 2)))
     axis.plot(1, 0, "o", markersize=7, markerfacecolor="white", markeredgecolor=INK)
     axis.set(xlim=A_RANGE, ylim=U_RANGE, aspect="equal", xlabel="$a$", ylabel="$u$")
@@ -54,13 +57,13 @@ def scalar_landscape(target: float = 1.0) -> Figure:
     """
     figure, ((left, right),) = new(1, 2, height=3.7, sharey=True)
     with style():
-        _draw_landscape(left, target)
+        draw_landscape(left, target)
         left.set_title("levels of $L$")
         paper = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
         left.text(-1.1, 0.5, "minimisers", color=CYCLE[1], bbox=paper)
         left.text(1.15, -2.0, "$a=1$: no\nequilibrium", color=INK, bbox=paper)
         left.text(1.25, 0.25, "(1, 0)", color=INK, bbox=paper)
-        _draw_landscape(right, target)
+        draw_landscape(right, target)
         right.set_title("the direction of $-\\nabla L$")
         grid = torch.linspace(-2.1, 2.1, 12, dtype=torch.float64)
         a, u = (x.reshape(-1) for x in torch.meshgrid(1 + grid, grid, indexing="xy"))
@@ -89,7 +92,7 @@ def start_and_target(
     one = torch.ones(1, 1, dtype=torch.float64)
     with style():
         for axis, target in zip(axes[0], targets, strict=True):
-            _draw_landscape(axis, target)
+            draw_landscape(axis, target)
             A = target * one
             run = gradient_flow(
                 partial(linear.loss, S=one, A=A),

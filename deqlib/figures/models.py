@@ -69,7 +69,7 @@ def cobwebs(layers: Sequence[Layer], columns: int = 2) -> Figure:
     figure, axes = new(rows, columns, width=3.2 * columns, height=3.0 * rows)
     with style():
         for axis, layer in zip(axes.flat, layers, strict=False):
-            _cobweb(axis, layer)
+            draw_cobweb(axis, layer)
         for axis in axes.flat[len(layers) :]:
             axis.remove()
         for axis in axes[:, 0]:
@@ -79,7 +79,8 @@ def cobwebs(layers: Sequence[Layer], columns: int = 2) -> Figure:
     return figure
 
 
-def _cobweb(axis: Axes, layer: Layer) -> None:
+def draw_cobweb(axis: Axes, layer: Layer) -> None:
+    """One panel of `cobwebs`."""
     z = torch.linspace(layer.low, layer.high, 401, dtype=torch.float64)
     axis.plot(z, z, **THIN)
     axis.plot(z, layer.f(z), color=CYCLE[0], linewidth=2.2)

@@ -14,10 +14,15 @@ from deqlib.figures.style import CYCLE, INK, bound_line, new, style
 
 
 def _space(radii: Sequence[float], lower: bool, height: float) -> tuple[Figure, Any]:
-    """Axes (u₁, u₂, 1 − a) with a wire sphere per radius and the singular plane a = 1."""
     with style():
         figure = plt.figure(figsize=(7.0, height))
         axis = figure.add_subplot(projection="3d", computed_zorder=False)
+    draw_space(axis, radii, lower)
+    return figure, axis
+
+
+def draw_space(axis: Any, radii: Sequence[float], lower: bool) -> None:
+    """Axes (u₁, u₂, 1 − a) with a wire sphere per radius and the singular plane a = 1."""
     longitude = np.linspace(0, 2 * np.pi, 121)
     south = -75 if lower else 0
     for radius in radii:
@@ -45,10 +50,9 @@ def _space(radii: Sequence[float], lower: bool, height: float) -> tuple[Figure, 
     axis.set_box_aspect((1, 1, 1 if lower else 0.5), zoom=1.12 if lower else 1.25)
     axis.view_init(elev=16, azim=-66)
     axis.locator_params(nbins=5)
-    return figure, axis
 
 
-def _ray(axis: Any, A: Tensor, r: float, both: bool) -> None:
+def draw_ray(axis: Any, A: Tensor, r: float, both: bool) -> None:
     """The minimisers u = (1 − a) A, up to the sphere of radius r."""
     end = np.array([*A.flatten().tolist(), 1.0])
     end *= 1.12 * r / np.linalg.norm(end)
@@ -72,7 +76,7 @@ def sphere_paths(W: Tensor, U: Tensor, A: Tensor) -> Figure:
         axis.plot(u[:, i, 0], u[:, i, 1], P[:, i], color=colour, linewidth=2.4, zorder=3)
         axis.scatter(*u[0, i], P[0, i], color="white", edgecolor=colour, s=36, zorder=6)
         axis.scatter(*u[-1, i], P[-1, i], color=colour, edgecolor="white", s=46, zorder=7)
-    _ray(axis, A, max(distinct), True)
+    draw_ray(axis, A, max(distinct), True)
     axis.scatter([], [], [], color="white", edgecolor=INK, s=36, label="start")
     axis.scatter([], [], [], color=INK, edgecolor="white", s=46, label="end")
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.05, 0.98))

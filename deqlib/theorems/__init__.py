@@ -1,7 +1,8 @@
 """The theorems of the book as objects that can be checked and broken.
 
 `THEOREMS` maps each label to its theorem, in the order of the book. The labels are the same as
-those of the theorem environments in the chapters; a test keeps the two sets equal.
+those of the theorem environments in the chapters; a test keeps the two sets equal. `FINDINGS` holds
+what the book states without a proof: laws to leading order and evidence.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from deqlib.theorems.base import Hypothesis, Kind, Measurement, Theorem, Verdict
 from deqlib.theorems.conservation_law import ConservationLaw
 from deqlib.theorems.conservation_law_complete import ConservationLawComplete
 from deqlib.theorems.descent_rate import DescentRate
+from deqlib.theorems.findings import FINDINGS, Finding
 from deqlib.theorems.flow_rate import FlowRate
 from deqlib.theorems.grassmannian_flow import GrassmannianFlow
 from deqlib.theorems.implicit_gradient import ImplicitGradient
@@ -68,4 +70,14 @@ THEOREMS: dict[str, Theorem[Any]] = {
     )
 }
 
-__all__ = ["THEOREMS", "Hypothesis", "Kind", "Measurement", "Theorem", "Verdict", "verify"]
+__all__ = [
+    "FINDINGS",
+    "THEOREMS",
+    "Finding",
+    "Hypothesis",
+    "Kind",
+    "Measurement",
+    "Theorem",
+    "Verdict",
+    "verify",
+]

@@ -88,6 +88,10 @@ class AdaptiveDescent(Theorem[Run]):
         ),
         "local-step": Hypothesis(r"$\eta_k=1/(2\omega_k+4\gamma_k)$."),
     }
+    open_questions = (
+        r"Is $\frac34$ the constant of the adaptive step for $p\ge2$, too "
+        "({doc}`/notebooks/08_linear_convergence`)?",
+    )
     least_activity = 1e-4
 
     def draw(self, generator: Generator, n: int) -> list[Run]:

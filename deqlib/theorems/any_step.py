@@ -96,6 +96,13 @@ class AnyStep(Theorem[Instance]):
         "plain-descent": Hypothesis(r"Each step is $\theta\leftarrow\theta-\eta\nabla L$."),
         "defined": Hypothesis("No iterate has a singular $I-W$."),
     }
+    open_questions = (
+        r"With $p\ge2$, can the loss be unbounded along a run with a large step? No such run "
+        "was found ({doc}`/notebooks/09_every_step`).",
+        "Does almost no start converge to a minimiser inside the edge ({prf:ref}`edge-remark`)?",
+        "How far does a long step overshoot? The bound speaks after the run; one that is "
+        "known before it is missing ({doc}`/notebooks/09_every_step`).",
+    )
     least_activity = 1e-6
 
     def draw(self, generator: Generator, n: int) -> list[Instance]:

@@ -109,6 +109,10 @@ class ApproximateBackward(Theorem[Instance]):
         "exact-forward": Hypothesis("The forward pass returns the equilibrium."),
         "continuous-time": Hypothesis("Time is continuous."),
     }
+    open_questions = (
+        r"For $p\ge2$, from which starts does descent with the Jacobian-free adjoint converge "
+        "({doc}`/notebooks/09_every_step`)?",
+    )
     least_activity = 1e-4
 
     def draw(self, generator: Generator, n: int) -> list[Instance]:

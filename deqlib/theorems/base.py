@@ -87,6 +87,8 @@ class Theorem(ABC, Generic[Instance]):
     statement: ClassVar[str]
     """One sentence, with LaTeX between dollar signs."""
     hypotheses: ClassVar[Mapping[str, Hypothesis]]
+    open_questions: ClassVar[tuple[str, ...]] = ()
+    """What the book leaves open about it, in MyST: the ledger page collects these."""
     least_activity: ClassVar[float] = 1e-6
     """An instance whose activity is below this counts as vacuous."""
 

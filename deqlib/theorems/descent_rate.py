@@ -114,6 +114,10 @@ class DescentRate(Theorem[Run]):
         ),
         "small-step": Hypothesis(r"$0<\eta\le1/(4\Lambda)$."),
     }
+    open_questions = (
+        r"With several outputs, what happens for steps between $\frac1{4\Lambda}$ and the edge "
+        "of stability, and beyond it ({doc}`/notebooks/08_linear_convergence`)?",
+    )
     least_activity = 1e-6
 
     def draw(self, generator: Generator, n: int) -> list[Run]:

@@ -301,6 +301,10 @@ class FlowRate(Theorem[Run]):
             r"The parameters move along $-\nabla L$: exact adjoint, nothing added."
         ),
     }
+    open_questions = (
+        r"Does every run, and not only a generic one, decay no faster than $\mu_{\rm sharp}$ "
+        "({doc}`/notebooks/08_linear_convergence`)?",
+    )
     least_activity = 1e-3
 
     def draw(self, generator: Generator, n: int) -> list[Run]:

@@ -134,6 +134,12 @@ class NoiseBall(Theorem[Noisy]):
         "small-noise": Hypothesis(r"$2\bar\epsilon\le m\rho$ or $R<\rho$."),
         "small-step": Hypothesis(r"$0<\eta\le1/\Lambda$."),
     }
+    open_questions = (
+        r"Is the largest pull of the noise over the ball of order $1/\sqrt n$ "
+        "({doc}`/notebooks/16_samples_and_noise`)?",
+        "Has descent one end for labels that no model of the link produces "
+        "({doc}`/notebooks/16_samples_and_noise`)?",
+    )
     least_activity = 1e-9  # of ρ; positions are known to about 1e-15
 
     def draw(self, generator: Generator, n: int) -> list[Noisy]:

@@ -60,6 +60,10 @@ class OnePointMonotonicity(Theorem[Run]):
             r"$\lambda=\lambda_{\min}(\mathbb E[(y,x)(y,x)^\top])>0$ (for strictness alone)."
         ),
     }
+    open_questions = (
+        "What is the exact basin of the target, and what happens at its edge "
+        "({doc}`/notebooks/12_one_point_monotonicity`)?",
+    )
 
     def draw(self, generator: Generator, n: int) -> list[Run]:
         """Every link, starts inside and outside the ball around θ*, and a descent from each."""

@@ -249,6 +249,10 @@ class OuterLink(Theorem[Instance]):
         "near": Hypothesis(r"(for descent) The start is nearer to $N^*$ than $|P^*|$."),
         "short-step": Hypothesis(r"(for descent) The step is at most the one stated."),
     }
+    open_questions = (
+        "For links that saturate, can the cap {eq}`eq-drift-cap` of "
+        "{prf:ref}`drift-saturating` be left out? No start that fails was found.",
+    )
     least_activity = 1e-4
 
     # Draws ------------------------------------------------------------------------------------

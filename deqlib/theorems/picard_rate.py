@@ -89,6 +89,10 @@ class PicardRate(Theorem[Instance]):
             necessary=False,
         ),
     }
+    open_questions = (
+        "Anderson's method and the safeguarded Newton method are used without a global "
+        "statement: on nonlinear layers none is proved here ({doc}`/notebooks/02_solving`).",
+    )
     least_activity = 1e-3
 
     # Draws ------------------------------------------------------------------------------------

@@ -100,6 +100,10 @@ class PicardSafe(Theorem[Instance]):
         "plain-flow": Hypothesis(r"$(a,u)$ follow gradient flow, with one rate for both."),
         "full-rank": Hypothesis(r"$S=\mathbb E[xx^\top]$ is invertible.", necessary=False),
     }
+    open_questions = (
+        r"With $p\ge2$ and inputs that are not isotropic, is $\rho(W(t))<1$ along the whole "
+        "flow from $W=0$, $U=0$? A search found no violation ({prf:ref}`picard-zero-open`).",
+    )
     least_activity = 1e-4
     times = torch.cat([torch.zeros(1), torch.logspace(-5, 0, 40)]).double() * END / 2
 

@@ -76,6 +76,12 @@ class Readout(Theorem[Instance]):
         "square": Hypothesis(r"$m=p$: as many outputs as states."),
         "gap": Hypothesis(r"$\lambda_{\min}(D)>\lambda_{\max}(C)$."),
     }
+    open_questions = (
+        "Is there a rate without the gap, and what holds for read-outs narrower than the "
+        "target's rank ({doc}`/notebooks/10_geometry_and_readout`)?",
+        "What do noise and finite steps do near the saddle "
+        "({doc}`/notebooks/10_geometry_and_readout`)?",
+    )
     least_activity = 3e-3
 
     # Draws ------------------------------------------------------------------------------------

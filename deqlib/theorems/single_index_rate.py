@@ -166,6 +166,12 @@ class SingleIndexRate(Theorem[Run]):
         "exact-gradient": Hypothesis(r"The direction is $-\nabla L$, with nothing added."),
         "small-step": Hypothesis(r"$0<\eta<2/\Lambda$."),
     }
+    open_questions = (
+        "Is the promised number of steps within a bounded factor of the true one? For links "
+        "that saturate it is not ({doc}`/notebooks/13_single_index_convergence`).",
+        r"Does descent converge for steps between $2/\Lambda$ and $2/\lambda_{\max}(H)$ "
+        "({doc}`/notebooks/13_single_index_convergence`)?",
+    )
     least_activity = 1e-6
 
     def draw(self, generator: Generator, n: int) -> list[Run]:

@@ -61,6 +61,12 @@ class StableBranches(Theorem[Instance]):
         "target": Hypothesis(r"The target has $a^*<1/\beta$."),
         "realisable": Hypothesis(r"$y$ is the equilibrium of the target, without noise."),
     }
+    open_questions = (
+        r"Does descent from beyond $a=1/\beta$ arrive? The distance cannot grow; that it goes "
+        "to zero is measured ({ref}`sec-branch-train`), not proved.",
+        "Must a run with leaky ReLU from beyond the distance of the singular point escape it "
+        "({prf:ref}`leaky-basin`)?",
+    )
 
     def draw(self, generator: Generator, n: int) -> list[Instance]:
         """Every link in turn; two in three beyond a β = 1, with a random stable equilibrium for

@@ -79,6 +79,12 @@ class VectorLocal(Theorem[Run]):
         "realisable": Hypothesis(r"$y=\varphi(W^*y+U^*x)$, without noise."),
         "small-step": Hypothesis(r"$0<\eta\le1/\Lambda$."),
     }
+    open_questions = (
+        r"For $z=\varphi(Wz+Ux)$ with a nonlinear $\varphi$ the distance to the target may "
+        "grow, and only a local statement is proved. Does descent find a global minimiser "
+        "from far away, and does anything hold for a state that is seen through a read-out "
+        "({doc}`/notebooks/14_outside_the_ball`)?",
+    )
     least_activity = 1e-6
 
     def draw(self, generator: Generator, n: int) -> list[Run]:

@@ -21,6 +21,8 @@ END = 8.0
 """Length of a run, in units of 1/ω: the fastest rate at the start is 1, see `draw`."""
 SIZES = ((1, 1), (1, 3), (2, 2), (3, 2), (4, 3))
 STEPS = 80
+TRIES = 20
+"""How often a run that moves nowhere is drawn again, before it is left to be called vacuous."""
 
 
 def floor(theta: LinearDEQ, F: Tensor) -> Tensor:
@@ -96,8 +98,19 @@ class WellConditioned(Theorem[Instance]):
     # Draws ------------------------------------------------------------------------------------
 
     def draw(self, generator: Generator, n: int) -> list[Instance]:
-        """A third each: ordinary starts, nearly singular ones, and ones with ρ(W) > 1."""
-        return self._train(generator, n, self._starts)
+        """A third each: ordinary starts, nearly singular ones, and ones with ρ(W) > 1.
+
+        A run that moves nowhere, since its start happens to lie next to a minimiser, is drawn
+        again: what it conserves is no evidence.
+        """
+        instances = self._train(generator, n, self._starts)
+        for index, one in enumerate(instances):
+            for _ in range(TRIES):
+                if _moved(one) >= self.least_activity:
+                    break
+                one = _run(*self._starts(generator, 1, *one.A.shape), self.times, "gradient")[0]
+            instances[index] = one
+        return instances
 
     @property
     def drop(self) -> dict[str, Callable[[Generator, int], list[Instance]]]:
@@ -193,10 +206,7 @@ class WellConditioned(Theorem[Instance]):
             return sigma[:, -1], sigma[:, 0], torch.linalg.matrix_norm(least_norm_map(path), 2)
 
         small, large, norm = along(instance.flow)
-        moved = float(
-            (linear.rows(instance.flow) - linear.rows(start)).flatten(1).norm(dim=1).max()
-        )
-        moved = moved / float(linear.rows(start).norm())
+        moved = _moved(instance)
         P, F = linear.resolvent_inverse(instance.flow), least_norm_map(instance.flow)
         sign = torch.linalg.det(P[0]).sign()
         volume = torch.linalg.det(linear.invariant(start)) / torch.linalg.det(rates.gram(F.mT))
@@ -241,6 +251,12 @@ class WellConditioned(Theorem[Instance]):
                 float((d_sign * d_sign[0]).min()), 0.5, moved, lower=True
             ),
         }  # fmt: skip
+
+
+def _moved(one: Instance) -> float:
+    """How far the flow gets from its start, relative to the length of [I − W, U] there."""
+    N = linear.rows(one.flow)
+    return float((N - N[0]).flatten(1).norm(dim=1).max() / N[0].norm())
 
 
 Problem = tuple[LinearDEQ, Tensor, Tensor]

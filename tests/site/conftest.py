@@ -1,11 +1,15 @@
-"""The built site that these tests read: ``make book`` makes it, ``make test-site`` checks it."""
+"""What these tests share: the built site (``make book``) and the machine's own browser."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
+from watching import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
@@ -17,8 +21,18 @@ SOURCES = (
     "book/_tools/student.py",
     "book/_static/*",
     "notebooks/*.ipynb",
+    "course/*.ipynb",
     "deqlib/**/*.py",
 )
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def why_not() -> str | None:
@@ -40,3 +54,15 @@ def site() -> Path:
     if reason:
         pytest.skip(reason)
     return SITE
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        reason = f"no browser on PATH (one of {', '.join(BROWSERS)})"
+        pytest.fail(reason) if os.environ.get("BOOK_SITE") == "required" else pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=QUIET, timeout=PATIENCE)
+        yield browser
+        browser.close()
