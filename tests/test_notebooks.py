@@ -35,6 +35,24 @@ def code_cell(name: str, count: int, source: str, *outputs: Any, **metadata: Any
     }
 
 
+def markdown_cell(name: str, source: str) -> Notebook:
+    return {"cell_type": "markdown", "id": name, "metadata": {}, "source": source}
+
+
+EXERCISE = """:::{exercise} Two
+:label: ex-two
+
+Make two.
+:::
+
+:::{dropdown} Hint
+One more than one.
+:::
+
+:::{solution-start} ex-two
+:::"""
+
+
 def clean_notebook() -> Notebook:
     """The smallest chapter that no rule objects to."""
     picture = {
@@ -51,7 +69,7 @@ def clean_notebook() -> Notebook:
         "nbformat_minor": 5,
         "metadata": copy.deepcopy(METADATA),
         "cells": [
-            {"cell_type": "markdown", "id": "title", "metadata": {}, "source": "# A chapter"},
+            markdown_cell("title", "# A chapter"),
             code_cell("check", 1, "assert 1 + 1 == 2"),
             code_cell(
                 "said", 2, "print(2)", {"output_type": "stream", "name": "stdout", "text": "2\n"}
@@ -64,6 +82,10 @@ def clean_notebook() -> Notebook:
                 tags=["nbval-ignore-output"],
                 nbval_ignore_reason="a slider needs a kernel",
             ),
+            markdown_cell("exercise", EXERCISE),
+            code_cell("solved", 5, "# BEGIN SOLUTION\ntwo = 2\n# END SOLUTION", tags=["solution"]),
+            code_cell("checked", 6, "assert two == 2, f'two is {two}'", tags=["check"]),
+            markdown_cell("end", ":::{solution-end}\n:::"),
         ],
     }
 
@@ -168,7 +190,16 @@ def use_magic(notebook: Notebook) -> None:
 
 
 def assert_nothing(notebook: Notebook) -> None:
-    cell(notebook, "check")["source"] = "1 + 1"
+    for name in ("check", "checked"):
+        cell(notebook, name)["source"] = "1 + 1"
+
+
+def lose_hint(notebook: Notebook) -> None:
+    cell(notebook, "exercise")["source"] = EXERCISE.replace("{dropdown} Hint", "{note}")
+
+
+def lose_check(notebook: Notebook) -> None:
+    cell(notebook, "checked")["metadata"] = {}
 
 
 def add_title(notebook: Notebook) -> None:
@@ -219,6 +250,8 @@ def store_widget(notebook: Notebook) -> None:
         (fence_with_backticks, "backticks"),
         (define_macro, "macro"),
         (store_widget, "stored widget"),
+        (lose_hint, "exercise ex-two has no hint"),
+        (lose_check, "a solution cell without a check cell"),
     ],
 )
 def test_each_rule_can_fail(spoil: Callable[[Notebook], None], said: str) -> None:

@@ -30,7 +30,6 @@ import nbformat
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-EVERY_CHAPTER = False  # True: the rules hold for all; False: for chapters with tagged cells only
 BEGIN, END = "# BEGIN SOLUTION", "# END SOLUTION"
 STUB = 'raise NotImplementedError("{label}: replace this line by your code")'
 RESULTS = "book/results/*.csv"  # measured by hours of runs; two chapters read them
@@ -117,11 +116,6 @@ def is_hint(part: Part) -> bool:
     return part.kind == "dropdown" and part.argument == "Hint"
 
 
-def converted(notebook: Notebook) -> bool:
-    """Whether the chapter's exercises have the form that the edition needs."""
-    return any({"solution", "check"} & set(tags(cell)) for cell in notebook["cells"])
-
-
 # -- stubs -------------------------------------------------------------------------------------
 
 
@@ -156,14 +150,8 @@ def stub(code: str, exercise: str) -> str:
 # -- what is malformed -------------------------------------------------------------------------
 
 
-def faults(notebook: Notebook) -> list[str]:
+def faults(notebook: Notebook) -> Iterator[str]:
     """Sentences that name what keeps the chapter from having a student edition."""
-    if EVERY_CHAPTER or converted(notebook):
-        return list(all_faults(notebook))
-    return []
-
-
-def all_faults(notebook: Notebook) -> Iterator[str]:
     inside, answers, unchecked, code = "", 0, "", 0
     for cell in notebook["cells"]:
         here = f"cell {cell.get('id')}"
@@ -257,7 +245,7 @@ def check_faults(code: str) -> Iterator[str]:
 
 def edition(notebook: Notebook, chapter: str, repository: str) -> Notebook:
     """The chapter without its solutions. Raises MalformedError with all its faults."""
-    if found := faults(notebook):
+    if found := list(faults(notebook)):
         raise MalformedError("\n".join(f"{chapter}, {said}" for said in found))
     cells: list[dict[str, Any]] = []
     exercise, answered = "", False
@@ -279,8 +267,6 @@ def edition(notebook: Notebook, chapter: str, repository: str) -> Notebook:
             continue
         if "solution" in tags(cell):
             cell["source"], answered = stub(source(cell), exercise), True
-        if not converted(notebook):  # its solutions are whole cells
-            continue
         if answered:  # raises until the student has an answer, and must not stop "Run all"
             cell["outputs"], cell["execution_count"] = [], None
             cell["metadata"]["tags"] = [*tags(cell), "raises-exception"]
