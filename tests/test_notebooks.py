@@ -35,20 +35,22 @@ def code_cell(name: str, count: int, source: str, *outputs: Any, **metadata: Any
     }
 
 
-EXERCISE = """:::{exercise} Two
-:label: ex-00-1
+def markdown_cell(name: str, source: str) -> Notebook:
+    return {"cell_type": "markdown", "id": name, "metadata": {}, "source": source}
 
-Return two.
+
+EXERCISE = """:::{exercise} Two
+:label: ex-two
+
+Make two.
 :::
 
 :::{dropdown} Hint
-One and one.
+One more than one.
 :::
 
-:::{solution-start} ex-00-1
+:::{solution-start} ex-two
 :::"""
-ANSWER = "def two():\n    # BEGIN SOLUTION\n    return 2\n    # END SOLUTION"
-END = ":::{solution-end}\n:::"
 
 
 def clean_notebook() -> Notebook:
@@ -67,7 +69,7 @@ def clean_notebook() -> Notebook:
         "nbformat_minor": 5,
         "metadata": copy.deepcopy(METADATA),
         "cells": [
-            {"cell_type": "markdown", "id": "title", "metadata": {}, "source": "# A chapter"},
+            markdown_cell("title", "# A chapter"),
             code_cell("check", 1, "assert 1 + 1 == 2"),
             code_cell(
                 "said", 2, "print(2)", {"output_type": "stream", "name": "stdout", "text": "2\n"}
@@ -80,10 +82,10 @@ def clean_notebook() -> Notebook:
                 tags=["nbval-ignore-output"],
                 nbval_ignore_reason="a slider needs a kernel",
             ),
-            {"cell_type": "markdown", "id": "exercise", "metadata": {}, "source": EXERCISE},
-            code_cell("answer", 5, ANSWER, tags=["solution"]),
-            code_cell("asked", 6, 'assert two() == 2, f"not {two()}"', tags=["check"]),
-            {"cell_type": "markdown", "id": "end", "metadata": {}, "source": END},
+            markdown_cell("exercise", EXERCISE),
+            code_cell("solved", 5, "# BEGIN SOLUTION\ntwo = 2\n# END SOLUTION", tags=["solution"]),
+            code_cell("checked", 6, "assert two == 2, f'two is {two}'", tags=["check"]),
+            markdown_cell("end", ":::{solution-end}\n:::"),
         ],
     }
 
@@ -97,7 +99,7 @@ def test_the_clean_notebook_is_clean() -> None:
 
 
 def clear_outputs(notebook: Notebook) -> None:
-    for one in notebook["cells"][1:5]:
+    for one in notebook["cells"][1:]:
         one["outputs"], one["execution_count"] = [], None
 
 
@@ -188,8 +190,16 @@ def use_magic(notebook: Notebook) -> None:
 
 
 def assert_nothing(notebook: Notebook) -> None:
-    for name in ("check", "asked"):
+    for name in ("check", "checked"):
         cell(notebook, name)["source"] = "1 + 1"
+
+
+def lose_hint(notebook: Notebook) -> None:
+    cell(notebook, "exercise")["source"] = EXERCISE.replace("{dropdown} Hint", "{note}")
+
+
+def lose_check(notebook: Notebook) -> None:
+    cell(notebook, "checked")["metadata"] = {}
 
 
 def add_title(notebook: Notebook) -> None:
@@ -240,6 +250,8 @@ def store_widget(notebook: Notebook) -> None:
         (fence_with_backticks, "backticks"),
         (define_macro, "macro"),
         (store_widget, "stored widget"),
+        (lose_hint, "exercise ex-two has no hint"),
+        (lose_check, "a solution cell without a check cell"),
     ],
 )
 def test_each_rule_can_fail(spoil: Callable[[Notebook], None], said: str) -> None:

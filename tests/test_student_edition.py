@@ -488,7 +488,7 @@ def complaints_of(notebook: Notebook) -> list[str]:
 
 
 def test_small_chapter_is_in_form() -> None:
-    assert student.faults(small_chapter()) == []
+    assert list(student.faults(small_chapter())) == []
     assert complaints_of(small_chapter()) == []
 
 
@@ -570,7 +570,7 @@ HINT = ":::{dropdown} Hint\nAdd it to itself.\n:::"
 def test_malformed_chapter_is_refused(break_it: Callable[[Notebook], None], said: str) -> None:
     notebook = small_chapter()
     break_it(notebook)
-    found = student.faults(notebook)
+    found = list(student.faults(notebook))
     assert any(said in sentence for sentence in found), found
     with pytest.raises(student.MalformedError, match=r"^00_small, "):
         student.edition(notebook, "00_small", "https://example.org/book")

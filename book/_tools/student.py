@@ -150,12 +150,8 @@ def stub(code: str, exercise: str) -> str:
 # -- what is malformed -------------------------------------------------------------------------
 
 
-def faults(notebook: Notebook) -> list[str]:
+def faults(notebook: Notebook) -> Iterator[str]:
     """Sentences that name what keeps the chapter from having a student edition."""
-    return list(find_faults(notebook))
-
-
-def find_faults(notebook: Notebook) -> Iterator[str]:
     inside, answers, unchecked, code = "", 0, "", 0
     for cell in notebook["cells"]:
         here = f"cell {cell.get('id')}"
@@ -249,7 +245,7 @@ def check_faults(code: str) -> Iterator[str]:
 
 def edition(notebook: Notebook, chapter: str, repository: str) -> Notebook:
     """The chapter without its solutions. Raises MalformedError with all its faults."""
-    if found := faults(notebook):
+    if found := list(faults(notebook)):
         raise MalformedError("\n".join(f"{chapter}, {said}" for said in found))
     cells: list[dict[str, Any]] = []
     exercise, answered = "", False

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from contents import CHAPTERS, PAGES, ROOT, TOC
 from playwright.sync_api import Browser, Page, Route
-from watching import WIDER_THAN_SCREEN, Watched
+from watching import PATIENCE, WIDER_THAN_SCREEN, Watched
 
 SCREENSHOTS = ROOT / "_build" / "screenshots"
 WIDTHS = (1280, 390)

@@ -350,8 +350,7 @@ def test_hints_and_solutions_are_folded(site: Path, page: str) -> None:
         fold for fold in article.select("details.sd-dropdown > summary")
         if fold.get_text(" ", strip=True) == "Hint"
     ]  # fmt: skip
-    if article.select(".tag_check"):
-        assert len(hints) == len(exercises)
+    assert len(hints) == len(exercises)
 
 
 def test_student_edition_can_be_downloaded(site: Path) -> None:
