@@ -28,7 +28,7 @@ SYMBOLS = {
     r"\top": "ᵀ", r"\star": "⋆", r"\mapsto": "↦", r"\nabla": "∇", r"\sqrt": "√", r"\le": "≤",
     r"\alpha": "α", r"\beta": "β", r"\delta": "δ", r"\Delta": "Δ", r"\lambda": "λ", r"\mu": "μ",
     r"\rho": "ρ", r"\sigma": "σ", r"\theta": "θ", r"\varphi": "φ", r"\min": "min", r"\max": "max",
-    r"\mathrm": "", r"\mathbb": "", r"\bigl": "", r"\bigr": "", r"\,": " ",
+    r"\partial": "∂", r"\mathrm": "", r"\mathbb": "", r"\bigl": "", r"\bigr": "", r"\,": " ",
 }  # fmt: skip
 NOT_FOUND = """
 <h1>Page not found</h1>
