@@ -636,8 +636,9 @@ def test_slice_keeps_what_is_needed_and_nothing_else() -> None:
         "import math\nimport torch\ntorch.set_default_dtype(torch.float64)",
         "generator = torch.Generator().manual_seed(1)",
         "first = torch.randn(2, generator=generator)",
-        "def scale(x):\n    return factor * x",
-        "factor, kept = 3, []",
+        "def times(x):\n    return factor * x\n\n\ndef scale(x):\n    return times(x)",
+        "factor = math.factorial(20)",
+        "factor = 3\nkept = []",
         "slow = [math.sin(k) for k in range(10)]\nprint(slow)\nassert slow",
         "for name in ('a', 'b'):\n    kept.append(name)",
         "name = 'unused'",
@@ -648,8 +649,10 @@ def test_slice_keeps_what_is_needed_and_nothing_else() -> None:
         "torch.set_default_dtype(torch.float64)",
         "generator = torch.Generator().manual_seed(1)",
         "first = torch.randn(2, generator=generator)",
-        "def scale(x):\n    return factor * x",
-        "factor, kept = (3, [])",
+        "def times(x):\n    return factor * x",
+        "def scale(x):\n    return times(x)",
+        "factor = 3",
+        "kept = []",
         "for name in ('a', 'b'):\n    kept.append(name)",
     ]
 
@@ -660,6 +663,7 @@ def test_archive_holds_every_chapter_and_is_the_same_each_time() -> None:
     assert packed == student.archive(dict(reversed(files.items())))
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         names = archive.namelist()
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         for path in ROOT.glob("notebooks/*.ipynb"):
             text = archive.read(f"student-edition/notebooks/{path.name}").decode()
             nbformat.validate(nbformat.reads(text, as_version=4))
