@@ -103,7 +103,7 @@ def modes(page: Page) -> Iterator[tuple[int, str]]:
 @pytest.mark.parametrize("name", PAGES + MADE_BY_SPHINX)
 def test_page_opens_from_disk(site: Path, browser: Browser, name: str) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    with Watched(browser) as watched:
+    with Watched(browser, reduced_motion="reduce") as watched:  # no sidebar caught sliding
         page = watched.page
         watched.open((site / f"{name}.html").as_uri())
         watched.wrong += page.evaluate(WRONG_FORMULAS)
