@@ -227,6 +227,21 @@ def test_what_is_printed_and_started_does_no_harm(make: Make) -> None:
     assert children() == before
 
 
+def test_memory_is_counted_over_all_processes(make: Make) -> None:
+    """Four children of 120 MB: each is within the limit of 256 MB, together they are not."""
+    path = make(
+        "import os, time\ndef solve_equilibrium(**given):\n    for _ in range(4):\n"
+        "        if os.fork() == 0:\n            kept = b'x' * 120_000_000\n"
+        "            time.sleep(600)\n    time.sleep(600)",
+        solved=True,
+    )
+    before = children()
+    report = grade(path, SEED, QUICK)
+    assert sentences(report, "solve_equilibrium") == {"it ran out of memory: more than 256 MB"}
+    assert points(report)["one_point"] == 10
+    assert children() == before
+
+
 def landlock() -> int:
     """The version of this kernel's Landlock, which its system call 444 tells; 0 without it."""
     if not sys.platform.startswith("linux"):
