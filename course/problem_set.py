@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
+sys.path.insert(0, str(FOLDER.parent / "book" / "_tools"))
+from student import stub  # noqa: E402  the student edition's own rule, of a folder of scripts
+
 SOLVED = FOLDER / "solutions" / "problem_set.ipynb"
 STUDENTS = FOLDER / "problem_set.ipynb"
-MARKED = re.compile(r"^([ ]*)# BEGIN SOLUTION\n.*?^\1# END SOLUTION$", flags=re.M | re.S)
 
 
 def unsolved(cell: dict[str, Any]) -> dict[str, Any]:
@@ -25,10 +28,10 @@ def unsolved(cell: dict[str, Any]) -> dict[str, Any]:
     source = "".join(cell["source"])
     if "solution" in tags:
         name = re.search(r"^def (\w+)", source, flags=re.M)
-        said = f"{name.group(1) if name else 'here'}: replace this line by your code"
-        source, count = MARKED.subn(rf'\1raise NotImplementedError("{said}")', source)
-        if count != 1:
-            raise ValueError(f"cell {cell['id']} has {count} marked solutions; one is due")
+        count = source.count("# BEGIN SOLUTION")
+        if name is None or count != 1:
+            raise ValueError(f"cell {cell['id']} needs one function with one marked solution")
+        source = stub(source, name.group(1))
     if "solution" in tags or "check" in tags:
         tags = [*tags, "raises-exception"]
     metadata = {**cell["metadata"], "tags": tags} if tags else cell["metadata"]

@@ -10,10 +10,10 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+import colab
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -22,18 +22,6 @@ ROOT = Path(__file__).parents[1]
 DECLARED = ROOT / "tests" / "declared"
 KERNEL = "ipykernel_launcher"
 CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
-
-
-def load(path: Path) -> ModuleType:
-    spec = spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-colab = load(ROOT / "book" / "_tools" / "colab.py")
 
 
 def run_python(code: str, *words: str) -> subprocess.CompletedProcess[str]:

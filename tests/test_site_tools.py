@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import refresh
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +28,6 @@ def load(path: str) -> ModuleType:
 
 notebook_cache = load("book/_ext/notebook_cache.py")
 public_site = load("book/_ext/public_site.py")
-refresh = load("book/_tools/refresh.py")
 
 
 @pytest.fixture

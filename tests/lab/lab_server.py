@@ -24,19 +24,9 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from browsing import PATIENCE, missing
 
 ROOT = Path(__file__).parents[2]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PATIENCE = 120  # seconds: a busy machine is slow, and slow is not wrong
 EXPLORABLES = ("cobweb", "sphere", "landscape", "link", "rate")
 CHAPTER = "06_conservation_law.ipynb"
 TOKEN = "for-this-test-only"
@@ -47,26 +37,6 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
-
-
-def missing(reason: str) -> None:
-    """Skip, or fail where the site's tests are required."""
-    if os.environ.get("BOOK_SITE") == "required":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        missing(f"no browser on PATH (one of {', '.join(BROWSERS)})")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=found, args=QUIET, timeout=1000 * PATIENCE
-        )
-        yield browser
-        browser.close()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from lab_server import CHAPTER, EXPLORABLES, PATIENCE, ROOT, Lab, chromium, make_lab
+from browsing import PATIENCE, chromium
+from lab_server import CHAPTER, EXPLORABLES, ROOT, Lab, make_lab
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
 
 from deqlib.explorables import KNOBS, View, view

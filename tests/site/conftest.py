@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
-from watching import PATIENCE
+from browsing import chromium, missing
+from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
@@ -24,15 +22,6 @@ SOURCES = (
     "course/*.ipynb",
     "deqlib/**/*.py",
 )
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 def why_not() -> str | None:
@@ -49,20 +38,12 @@ def why_not() -> str | None:
 @pytest.fixture(scope="session")
 def site() -> Path:
     reason = why_not()
-    if reason and os.environ.get("BOOK_SITE") == "required":
-        pytest.fail(reason)
     if reason:
-        pytest.skip(reason)
+        missing(reason)
     return SITE
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        reason = f"no browser on PATH (one of {', '.join(BROWSERS)})"
-        pytest.fail(reason) if os.environ.get("BOOK_SITE") == "required" else pytest.skip(reason)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=QUIET, timeout=PATIENCE)
+    with chromium() as browser:
         yield browser
-        browser.close()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import browsing
 from playwright.sync_api import Browser, Page, Route, TimeoutError
 
-PATIENCE = 120_000  # milliseconds: a busy machine is slow, and slow is not wrong
+PATIENCE = 1000 * browsing.PATIENCE  # in milliseconds, as Playwright counts
 SETTLED = """async () => {
     if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
     await document.fonts.ready;
